@@ -1,0 +1,5 @@
+"""DenseNet in JAX and Flax."""
+
+from densenet_jax.models.registry import create_model, list_models
+
+__all__ = ["create_model", "list_models"]

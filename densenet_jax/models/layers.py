@@ -1,0 +1,178 @@
+"""Convolution, normalisation and pooling: what every DenseNet is made of.
+
+All arrays are [batch, height, width, channels]. This is the one place that
+knows that platforms differ.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+# The names under which `jax.checkpoint` policies can keep values.
+CONV_OUTPUT = "conv_output"
+MOMENTS = "moments"
+
+KERNEL_INITS: dict[str, Callable] = {
+    # The authors' code: normal, std sqrt(2 / (height * width * out)).
+    "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    # torchvision and timm: normal, std sqrt(2 / (height * width * in)).
+    "fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+}
+
+
+class Moments(NamedTuple):
+    """Batch mean and biased variance of each channel, float32 [channels]."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+def batch_moments(x: jax.Array) -> Moments:
+    """The moments of x [batch, height, width, channels] over all but channels.
+
+    Under jit with a sharded batch the moments are those of the global batch.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    mean_of_squares = jnp.mean(jnp.square(x), axis=(0, 1, 2))
+    variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+    return Moments(
+        checkpoint_name(mean, MOMENTS), checkpoint_name(variance, MOMENTS)
+    )
+
+
+def concatenate_moments(moments: Sequence[Moments]) -> Moments:
+    """The moments of feature maps that are concatenated on channels."""
+    return Moments(*(jnp.concatenate(part) for part in zip(*moments)))
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> jax.Array:
+    """Correlates x with kernel [height, width, in, out], as PyTorch's conv2d.
+
+    Args:
+      x: [batch, height, width, in].
+      kernel: of the same dtype as x.
+      stride: in both directions.
+      padding: zeros added on each of the four sides.
+    """
+
+    def native(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            ((padding, padding),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def product(x, kernel):
+        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        # XLA:CPU runs a 1x1 convolution at a fifth of a product's speed; on
+        # TPU the product costs layout changes that the convolution does not.
+        return lax.platform_dependent(x, kernel, cpu=product, default=native)
+    return native(x, kernel)
+
+
+class Conv(nn.Module):
+    """A convolution without bias: parameter `kernel` [size, size, in, out]."""
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    kernel_init: str = "fan_out"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", KERNEL_INITS[self.kernel_init], shape)
+        y = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.stride,
+            self.padding,
+        )
+        return checkpoint_name(y, CONV_OUTPUT)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's running statistics.
+
+    The batch is normalised with its biased variance; the running variance is
+    an average of the unbiased one, n / (n - 1) larger, where n is the number
+    of values a channel has in the batch. Arithmetic is in float32 or wider,
+    the result in `dtype`.
+
+    Parameters `scale` and `bias`, batch_stats `mean` and `var`, all [channels].
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, moments: Moments | None = None, *, train: bool
+    ) -> jax.Array:
+        """Normalises x.
+
+        Args:
+          x: [batch, height, width, channels].
+          moments: of x, where they are known already; used if train.
+          train: normalise with the moments of x and move the running
+            statistics towards them; else normalise with the latter.
+
+        Raises:
+          ValueError: train, and x has one value a channel.
+        """
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+
+        if train:
+            count = x.size // x.shape[-1]
+            if count < 2:
+                raise ValueError(
+                    f"{'/'.join(self.path)} cannot normalise a batch of shape "
+                    f"{x.shape}: a channel needs 2 values or more to train. "
+                    "Use a larger batch or larger images."
+                )
+            moments = batch_moments(x) if moments is None else moments
+            if not self.is_initializing():
+                self._update(mean, moments.mean)
+                self._update(var, moments.variance * (count / (count - 1)))
+        else:
+            moments = Moments(mean.value, var.value)
+
+        factor = scale * lax.rsqrt(moments.variance + self.epsilon)
+        return _affine(x, moments.mean, factor, bias).astype(self.dtype)
+
+    def _update(self, running: nn.Variable, batch: jax.Array) -> None:
+        running.value = (
+            self.momentum * running.value
+            + (1 - self.momentum) * lax.stop_gradient(batch)
+        ).astype(running.value.dtype)
+
+
+def _affine(x, mean, factor, bias):
+    mean, factor, bias = (
+        jnp.expand_dims(v, (0, 1, 2)) for v in (mean, factor, bias)
+    )
+    return (x.astype(mean.dtype) - mean) * factor + bias
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """2x2 average pooling, stride 2; an odd last row or column is dropped."""
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))
