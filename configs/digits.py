@@ -1,4 +1,4 @@
-"""A small DenseNet-BC on scikit-learn's handwritten digits: what `make train` runs.
+"""A small DenseNet-BC on handwritten digits: what `make train` runs.
 
     python train.py --config=configs/digits.py --workdir=runs/digits
 
@@ -25,6 +25,5 @@ def get_config() -> ConfigDict:
     config.optimizer.base_batch_size = 64
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 1.0
-    config.log_every_steps = 23
     config.checkpoint.every_epochs = 5.0
     return config

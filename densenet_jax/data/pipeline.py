@@ -145,7 +145,7 @@ def to_devices(batch: Batch, sharding: jax.sharding.Sharding):
 
 
 class _Padded:
-    """Transformed examples, with masked copies of the first up to a multiple."""
+    """Transformed examples, then masked copies of the first to a multiple."""
 
     def __init__(self, examples, transform, multiple):
         self._examples = examples
