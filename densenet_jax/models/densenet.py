@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from densenet_jax.choices import check_choice
 from densenet_jax.models.layers import (
     CONV_OUTPUT,
     KERNEL_INITS,
@@ -24,7 +25,6 @@ from densenet_jax.models.layers import (
     batch_moments,
     concatenate_moments,
 )
-from densenet_jax.choices import check_choice
 
 STEMS = ("imagenet", "cifar")
 
@@ -38,9 +38,7 @@ REMAT_POLICIES = {
 }
 
 # Torch's initial weights: uniform within 1 / sqrt(in).
-TORCH_LINEAR_INIT = nn.initializers.variance_scaling(
-    1 / 3, "fan_in", "uniform"
-)
+TORCH_LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 _RANGES = {
     "block_layers": (
@@ -98,6 +96,7 @@ class DenseLayer(nn.Module):
         return dropout(
             self.conv(self.growth_rate, 3, padding=1, name="conv2")(x)
         )
+
 
 class DenseBlock(nn.Module):
     """Dense layers, each of which reads all the feature maps before it.
@@ -225,9 +224,7 @@ class DenseNet(nn.Module):
             channels += num_layers * self.growth_rate
             if i < len(self.block_layers):
                 channels = compressed(channels, self.compression)
-                transition = Transition(
-                    channels, self.dropout_rate, conv, norm
-                )
+                transition = Transition(channels, self.dropout_rate, conv, norm)
                 setattr(self, f"transition{i}", transition)
         self.norm5 = norm()
         self.classifier = nn.Dense(

@@ -11,7 +11,6 @@ import dataclasses
 from densenet_jax.choices import check_choice
 from densenet_jax.models.densenet import DenseNet
 
-
 _CIFAR = dict(stem="cifar", stem_norm=False, num_classes=10)
 
 
