@@ -173,6 +173,32 @@ def _affine(x, mean, factor, bias):
     return (x.astype(mean.dtype) - mean) * factor + bias
 
 
-def average_pool(x: jax.Array) -> jax.Array:
-    """2x2 average pooling, stride 2; an odd last row or column is dropped."""
-    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+class MaxPool(nn.Module):
+    """The largest of each size x size window, as PyTorch's MaxPool2d."""
+
+    size: int
+    stride: int
+    padding: int = 0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.max_pool(
+            x,
+            (self.size,) * 2,
+            (self.stride,) * 2,
+            ((self.padding,) * 2,) * 2,
+        )
+
+
+class AveragePool(nn.Module):
+    """The mean of each size x size window, as PyTorch's AvgPool2d.
+
+    Windows do not overlap; rows and columns that fill none are dropped.
+    """
+
+    size: int
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        window = (self.size,) * 2
+        # flax's avg_pool divides by an integer array, a silent promotion.
+        total = nn.pool(x, 0.0, lax.add, window, window, "VALID")
+        return total / self.size**2
