@@ -23,6 +23,7 @@ from densenet_jax.models.layers import (
     Conv,
     MaxPool,
     Moments,
+    at_least_float32,
     batch_moments,
     concatenate_moments,
 )
@@ -249,8 +250,8 @@ class DenseNet(nn.Module):
           ValueError: images of another rank, or too small.
         """
         x = self.features(images, train)[-1]
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return self.classifier(jnp.mean(x, axis=(1, 2)))
+        pooled = jnp.mean(at_least_float32(x), axis=(1, 2))
+        return self.classifier(pooled)
 
     def features(
         self, images: jax.Array, train: bool = False

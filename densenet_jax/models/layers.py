@@ -32,12 +32,17 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """x in float32, or in float64 if it is."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
 def batch_moments(x: jax.Array) -> Moments:
     """The moments of x [batch, height, width, channels] over all but channels.
 
     Under jit with a sharded batch the moments are those of the global batch.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_float32(x)
     mean = jnp.mean(x, axis=(0, 1, 2))
     mean_of_squares = jnp.mean(jnp.square(x), axis=(0, 1, 2))
     variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
