@@ -1,0 +1,86 @@
+"""What every recipe shares. A recipe imports this and changes a few lines.
+
+All durations are in epochs; boundaries of the schedule are shares of the run.
+The returned config is locked: a mistyped key is an error that names the near
+one.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 90.0
+    config.batch_size = 256  # over all devices and accumulated parts
+    config.accumulate = 1  # parts of a batch that pass one after another
+    config.label_smoothing = 0.0
+    config.ema_decay = placeholder(float)  # for example 0.9999
+
+    # None leaves the attribute as the named variant has it.
+    config.model = ConfigDict(
+        dict(
+            name="densenet121",
+            block_layers=placeholder(tuple),
+            growth_rate=placeholder(int),
+            compression=placeholder(float),
+            bottleneck_width=placeholder(int),
+            stem=placeholder(str),
+            stem_norm=placeholder(bool),
+            stem_features=placeholder(int),
+            num_classes=placeholder(int),  # None: as many as the data set has
+            dropout_rate=placeholder(float),
+            kernel_init=placeholder(str),
+            norm_epsilon=placeholder(float),
+            norm_momentum=placeholder(float),
+            dtype="float32",  # or bfloat16
+            remat=placeholder(str),
+        )
+    )
+    config.dataset = ConfigDict(
+        dict(
+            name="imagenet2012",
+            data_dir=placeholder(str),  # None: TFDS_DATA_DIR
+            train_split="train",
+            test_split="validation",
+            num_workers=0,  # processes that load data; 0: threads
+        )
+    )
+    config.preprocessing = ConfigDict(
+        dict(
+            mean=(0.0,),
+            std=(255.0,),
+            image_size=placeholder(int),
+            resize_size=placeholder(int),
+            flip=False,
+            shift=0,
+            random_resized_crop=False,
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            name="sgd",  # adamw, lars, lamb
+            learning_rate=0.1,  # at base_batch_size; scales with the batch
+            base_batch_size=256,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=1e-4,
+            decay_norms_and_biases=True,
+            clip_norm=placeholder(float),
+        )
+    )
+    config.schedule = ConfigDict(
+        dict(
+            name="step",  # cosine
+            boundaries=(1 / 3, 2 / 3),
+            factor=0.1,
+            warmup_epochs=0.0,
+        )
+    )
+    config.log_every_steps = 50
+    config.eval_every_epochs = 1.0
+    config.checkpoint = ConfigDict(
+        dict(every_epochs=1.0, keep_newest=2, keep_best=1)
+    )
+    return config.lock()

@@ -1,0 +1,43 @@
+"""Training curves of one run as a picture."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+Record = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl: 'step', 'epoch', 'split' and values."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def plot_curves(records: Sequence[Record], path: Path, title: str) -> None:
+    """Draws loss and error over epochs, training and test, to a PNG."""
+    figure, (loss, error) = plt.subplots(
+        1, 2, figsize=(10, 4), layout="constrained"
+    )
+    for split, color in (("train", "tab:blue"), ("test", "tab:orange")):
+        chosen = [r for r in records if r["split"] == split]
+        epochs = [r["epoch"] for r in chosen]
+        style = dict(color=color, label=split, marker=".", markersize=3)
+        loss.plot(epochs, [r["loss"] for r in chosen], **style)
+        errors = [100 * (1 - r["top1"]) for r in chosen]
+        if errors and split == "test":
+            style["label"] = f"test, last {errors[-1]:.2f}%"
+        error.plot(epochs, errors, **style)
+    loss.set(xlabel="epoch", ylabel="cross entropy (nats)", yscale="log")
+    error.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None))
+    for axes in (loss, error):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

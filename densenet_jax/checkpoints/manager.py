@@ -1,0 +1,175 @@
+"""Checkpoints of training runs. The only importer of Orbax."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+
+class Checkpoints:
+    """The checkpoints of one run, one directory a step.
+
+    A checkpoint holds the training state, the config, and, where the step was
+    evaluated, its metrics. It is written in the background and appears whole
+    or not at all. The step is the position in the training data too.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep_newest: int = 1,
+        keep_best: int = 1,
+        read_only: bool = False,
+    ):
+        """Opens a directory of checkpoints, made at need.
+
+        Args:
+          directory: of the checkpoints alone.
+          keep_newest: how many of the last are kept.
+          keep_best: how many are kept of those with the highest top-1
+            accuracy (of equals, the lowest loss).
+          read_only: nothing is made, written or deleted.
+        """
+        self.directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            handler_registry=_handlers(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_rank,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(keep_newest),
+                        policies.BestN(
+                            get_metric_fn=_rank,
+                            n=keep_best,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                # The loop decides when to save.
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                read_only=read_only,
+            ),
+        )
+
+    @property
+    def newest(self) -> int | None:
+        """The last step there is a checkpoint of."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """The step with the highest top-1 accuracy."""
+        return self._manager.best_step()
+
+    def preempted(self, step: int) -> bool:
+        """Whether the machine will be taken away: save, and stop."""
+        return self._manager.reached_preemption(step)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None,
+    ) -> None:
+        """Starts to save; returns when `state` may be donated.
+
+        Args:
+          step: names the checkpoint.
+          state: a tree of arrays.
+          config: JSON values.
+          metrics: 'top1' and 'loss' at this step, if it was evaluated.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                config=ocp.args.JsonSave(config),
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Reads the state of a step.
+
+        Args:
+          step: there is a checkpoint of.
+          abstract_state: a tree of jax.ShapeDtypeStruct with shardings.
+
+        Returns:
+          The same tree of arrays, sharded as asked.
+
+        Raises:
+          ValueError: the checkpoint holds other arrays, with a list of them.
+        """
+        self._check(step, abstract_state)
+        return self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state)
+            ),
+        ).state
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The config that a step was saved with."""
+        args = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).config
+
+    def wait(self) -> None:
+        """Blocks until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees what the manager holds."""
+        self._manager.close()
+
+    def _check(self, step, abstract_state):
+        expected = _shapes(abstract_state)
+        found = _shapes(self._manager.item_metadata(step).state.tree)
+        differences = [
+            f"  {name}: {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'nothing')}"
+            for name in sorted(found.keys() | expected.keys())
+            if found.get(name) != expected.get(name)
+        ]
+        if differences:
+            shown = differences[:20]
+            more = len(differences) - len(shown)
+            raise ValueError(
+                f"The checkpoint of step {step} in {self.directory} is of "
+                f"another architecture or optimizer. {len(differences)} arrays "
+                "differ (found in the checkpoint, expected by the config):\n"
+                + "\n".join(shown)
+                + (f"\n  and {more} more" if more else "")
+                + "\nUse the config the run was started with (config.json "
+                "beside it), or another --workdir."
+            )
+
+
+def _handlers():
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    state = ocp.StandardCheckpointHandler()
+    registry.add("state", ocp.args.StandardSave, state)
+    registry.add("state", ocp.args.StandardRestore, state)
+    config = ocp.JsonCheckpointHandler()
+    registry.add("config", ocp.args.JsonSave, config)
+    registry.add("config", ocp.args.JsonRestore, config)
+    return registry
+
+
+def _rank(metrics):
+    return (metrics["top1"], -metrics["loss"])
+
+
+def _shapes(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{tuple(leaf.shape)} {leaf.dtype}"
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,167 @@
+"""A config -> everything a run is made of, checked before anything runs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from densenet_jax.choices import check_choice
+from densenet_jax.data.pipeline import Preprocessing
+from densenet_jax.data.sources import Source, open_source
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.registry import create_model
+from densenet_jax.training import sharding, steps
+from densenet_jax.training.optimizer import make_optimizer, make_schedule
+from densenet_jax.training.state import TrainState, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes, built but neither compiled nor initialised.
+
+    Attributes:
+      model: the network.
+      train_source, test_source: the data.
+      preprocessing: of the data.
+      schedule: learning rate at each step.
+      total_steps: length of the run.
+      steps_per_epoch: a fraction: epochs end within batches.
+      batch: the global batch's shapes and shardings.
+      state: the state's shapes and shardings.
+      init: makes the first state, in place on its devices.
+      train_step, eval_step: jitted; see `training.steps`.
+    """
+
+    model: DenseNet
+    train_source: Source
+    test_source: Source
+    preprocessing: Preprocessing
+    schedule: optax.Schedule
+    total_steps: int
+    steps_per_epoch: Fraction
+    batch: dict[str, jax.ShapeDtypeStruct]
+    state: TrainState
+    init: Callable[[], TrainState]
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds what the config describes; runs nothing on the devices.
+
+    Raises:
+      ValueError: for whatever in the config does not fit together.
+    """
+    sharding.check_batch_size(config.batch_size, config.accumulate)
+    data = config.dataset
+    train_source = open_source(data.name, data.train_split, data.data_dir)
+    test_source = open_source(data.name, data.test_split, data.data_dir)
+    preprocessing = Preprocessing(**config.preprocessing)
+    image_shape = _image_shape(train_source, preprocessing)
+    model = _make_model(config.model, train_source)
+
+    steps_per_epoch = Fraction(len(train_source.examples), config.batch_size)
+    total_steps = round(config.epochs * steps_per_epoch)
+    optimizer_options = dict(config.optimizer)
+    learning_rate = optimizer_options.pop("learning_rate")
+    learning_rate *= config.batch_size / optimizer_options.pop(
+        "base_batch_size"
+    )
+    schedule_options = dict(config.schedule)
+    warmup_epochs = schedule_options.pop("warmup_epochs")
+    schedule = make_schedule(
+        **schedule_options,
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(warmup_epochs * steps_per_epoch),
+    )
+    optimizer = make_optimizer(schedule=schedule, **optimizer_options)
+
+    mesh = sharding.make_mesh()
+    everywhere, split = sharding.replicated(mesh), sharding.over_data(mesh)
+    init = functools.partial(
+        init_state,
+        model,
+        optimizer,
+        image_shape,
+        seed=config.seed,
+        use_ema=config.ema_decay is not None,
+    )
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(init),
+    )
+    struct = functools.partial(jax.ShapeDtypeStruct, sharding=split)
+    train_step = functools.partial(
+        steps.train_step,
+        model=model,
+        optimizer=optimizer,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    return Experiment(
+        model=model,
+        train_source=train_source,
+        test_source=test_source,
+        preprocessing=preprocessing,
+        schedule=schedule,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch={
+            "image": struct((config.batch_size, *image_shape), jnp.float32),
+            "label": struct((config.batch_size,), jnp.int32),
+        },
+        state=state,
+        init=jax.jit(init, out_shardings=everywhere),
+        train_step=jax.jit(
+            train_step,
+            donate_argnums=0,
+            out_shardings=(everywhere, everywhere),
+        ),
+        eval_step=jax.jit(
+            functools.partial(steps.eval_step, model=model),
+            out_shardings=everywhere,
+        ),
+    )
+
+
+def _make_model(options: ConfigDict, source: Source) -> DenseNet:
+    options = {k: v for k, v in options.items() if v is not None}
+    check_choice("model.dtype", options["dtype"], ("float32", "bfloat16"))
+    options["dtype"] = jnp.dtype(options["dtype"])
+    options.setdefault("num_classes", source.num_classes)
+    if options["num_classes"] < source.num_classes:
+        raise ValueError(
+            f"model.num_classes is {options['num_classes']} and the data set "
+            f"has {source.num_classes} classes."
+        )
+    return create_model(options.pop("name"), **options)
+
+
+def _image_shape(
+    source: Source, preprocessing: Preprocessing
+) -> tuple[int, int, int]:
+    height, width, channels = source.image_shape
+    if preprocessing.image_size is not None:
+        height = width = preprocessing.image_size
+    if None in (height, width, channels):
+        raise ValueError(
+            f"The data set's images are of shape {source.image_shape}, where "
+            "None differs from image to image: set preprocessing.image_size."
+        )
+    for name in ("mean", "std"):
+        values = getattr(preprocessing, name)
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"preprocessing.{name} has {len(values)} values for images of "
+                f"{channels} channels."
+            )
+    return height, width, channels

@@ -1,0 +1,348 @@
+"""The ordered loop of training and evaluation."""
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from densenet_jax.analysis import curves
+from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.data import pipeline
+from densenet_jax.training import metrics
+from densenet_jax.training.experiment import Experiment, build
+from densenet_jax.training.run_log import RunLog, write_atomically
+
+# A run continues from its newest checkpoint only where these are as they were:
+# they say which examples the steps before it have seen.
+_POSITION_KEYS = ("seed", "batch_size", "dataset.name", "dataset.train_split")
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains to the end of the config, from the newest checkpoint there is.
+
+    The order of one turn of the loop is a contract: evaluate if due, save if
+    due, take a batch, step, look at the metrics of the step before. A batch is
+    taken after the save, so the saved step is the position in the data, and a
+    run that continues is the run that was never stopped.
+
+    Writes to workdir: checkpoints/, config.json, metrics.jsonl, tensorboard/
+    and curves.png.
+
+    Returns:
+      The test metrics after the last step: 'loss' in nats, 'top1' and 'top5'
+      in [0, 1].
+
+    Raises:
+      ValueError: the config does not fit together, or not to the checkpoint.
+      OSError: workdir cannot be written.
+      FloatingPointError: the loss or the gradient is not finite.
+    """
+    experiment = build(config)
+    json_config = json.loads(config.to_json())
+    _prepare(workdir)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_newest=config.checkpoint.keep_newest,
+        keep_best=config.checkpoint.keep_best,
+    )
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(checkpoints.close)
+        start = checkpoints.newest or 0
+        if start:
+            _check_position(checkpoints.config(start), json_config, start)
+            state = checkpoints.restore(start, experiment.state)
+            _say(f"Continuing from step {start:,}.")
+        else:
+            state = experiment.init()
+        log = _Log(experiment, workdir, start, is_writer=_is_first_process())
+        cleanup.callback(log.close)
+        if _is_first_process():
+            write_atomically(
+                workdir / "config.json", json.dumps(json_config, indent=2)
+            )
+        return _loop(
+            config, experiment, checkpoints, log, json_config, state, start
+        )
+
+
+def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Evaluates the checkpoint with the highest accuracy; changes nothing.
+
+    Returns and raises: as `train_and_evaluate`; ValueError too where there is
+    no checkpoint.
+    """
+    experiment = build(config)
+    directory = workdir / "checkpoints"
+    if not directory.is_dir():
+        raise ValueError(
+            f"No checkpoints in {workdir}: train first, or point --workdir to "
+            "the directory of a run."
+        )
+    checkpoints = Checkpoints(directory, read_only=True)
+    with contextlib.closing(checkpoints):
+        step = checkpoints.best or checkpoints.newest
+        if step is None:
+            raise ValueError(f"{directory} holds no finished checkpoint.")
+        state = checkpoints.restore(step, experiment.state)
+    result = _evaluate(experiment, config, state)
+    _say(f"Step {step:,}: {_accuracy(experiment, result)}.")
+    return result
+
+
+def _loop(config, experiment, checkpoints, log, json_config, state, start):
+    with contextlib.ExitStack() as cleanup:
+        _say("Compiling the training step ...")
+        began = time.perf_counter()
+        train_step = experiment.train_step.lower(
+            experiment.state, experiment.batch
+        ).compile()
+        _say(f"Compiled in {time.perf_counter() - began:.1f} s.")
+        batches = pipeline.train_batches(
+            experiment.train_source.examples,
+            experiment.preprocessing.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            position=start,
+            num_workers=config.dataset.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        cleanup.callback(batches.close)
+        total = experiment.total_steps
+        progress = cleanup.enter_context(
+            tqdm(
+                desc="train",
+                unit=" images",
+                unit_scale=True,
+                initial=start * config.batch_size,
+                total=total * config.batch_size,
+                disable=None if _is_first_process() else True,
+            )
+        )
+        result = None
+        previous = None  # the metrics of the step before, still on the devices
+        for step in range(start, total + 1):
+            last = step == total
+            preempted = checkpoints.preempted(step)
+            evaluate = last or _due(step, config.eval_every_epochs, experiment)
+            save = step > start and (
+                last
+                or preempted
+                or _due(step, config.checkpoint.every_epochs, experiment)
+            )
+            if evaluate or save:
+                log.add(previous)
+                previous = None
+                log.flush(step)
+            if evaluate:
+                result = _evaluate(experiment, config, state)
+                log.evaluation(step, result)
+                progress.set_postfix(test=f"{result['top1']:.2%}")
+            if save:
+                checkpoints.save(
+                    step, state, json_config, result if evaluate else None
+                )
+            if last or preempted:
+                break
+            log.start_clock()
+            batch = pipeline.to_devices(
+                next(batches), experiment.batch["image"].sharding
+            )
+            state, sums = train_step(state, batch)
+            log.add(previous)
+            previous = step + 1, sums
+            if step % config.log_every_steps == 0:
+                log.flush(step)
+            progress.update(config.batch_size)
+    checkpoints.wait()
+    if preempted and not last:
+        raise SystemExit(f"Preempted: saved step {step}. Start again to go on.")
+    best = checkpoints.best
+    _say(
+        f"Finished {total:,} steps: {_accuracy(experiment, result)}"
+        + (f"; best checkpoint: step {best:,}." if best else ".")
+    )
+    return result
+
+
+class _Log:
+    """Gathers the metrics of steps and writes their means."""
+
+    def __init__(self, experiment, workdir, start, is_writer):
+        self._experiment = experiment
+        self._workdir = workdir
+        self._writer = RunLog(workdir, start) if is_writer else None
+        self._sums = {}
+        self._steps = 0
+        self._seconds = 0.0
+        self._clock = None
+
+    def start_clock(self):
+        if self._clock is None:
+            self._clock = time.perf_counter()
+
+    def add(self, indexed_sums):
+        """Takes (step, sums on the devices) or None."""
+        if indexed_sums is None:
+            return
+        step, sums = indexed_sums
+        sums = jax.device_get(sums)
+        if not np.isfinite(sums["loss"] + sums["grad_norm"]):
+            raise FloatingPointError(
+                f"Step {step:,}: the loss is {sums['loss'] / sums['count']} "
+                f"and the gradient's norm {sums['grad_norm']}. Training has "
+                "stopped; the last good checkpoint is kept. Lower "
+                "optimizer.learning_rate, lengthen schedule.warmup_epochs or "
+                "set optimizer.clip_norm."
+            )
+        self._sums = metrics.add(self._sums, sums)
+        self._steps += 1
+
+    def flush(self, step):
+        """Writes the means since the last time as those of `step`."""
+        if self._steps:
+            seconds = time.perf_counter() - self._clock
+            self._write(
+                step,
+                "train",
+                {
+                    **metrics.means(self._sums),
+                    "grad_norm": float(self._sums["grad_norm"]) / self._steps,
+                    "learning_rate": float(self._experiment.schedule(step - 1)),
+                    "images_per_second": int(self._sums["count"]) / seconds,
+                },
+            )
+        self._sums, self._steps, self._clock = {}, 0, None
+
+    def evaluation(self, step, result):
+        self._write(step, "test", result)
+        epoch = step / self._experiment.steps_per_epoch
+        tqdm.write(
+            f"epoch {float(epoch):6.1f}  step {step:7,}  "
+            f"{_accuracy(self._experiment, result)}",
+            file=sys.stderr,
+        )
+
+    def _write(self, step, split, values):
+        if self._writer is not None:
+            epoch = float(step / self._experiment.steps_per_epoch)
+            self._writer.write(step, split, {"epoch": epoch, **values})
+
+    def close(self):
+        if self._writer is None:
+            return
+        self._writer.close()
+        records = curves.read_metrics(self._writer.path)
+        if records:
+            curves.plot_curves(
+                records, self._workdir / "curves.png", self._workdir.name
+            )
+
+
+def _evaluate(experiment, config, state):
+    batches = pipeline.eval_batches(
+        experiment.test_source.examples,
+        experiment.preprocessing.evaluate,
+        batch_size=config.batch_size,
+        num_workers=config.dataset.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    variables = state.eval_variables
+    count = len(experiment.test_source.examples)
+    total = {}
+    with (
+        contextlib.closing(batches),
+        tqdm(
+            desc="test",
+            unit=" images",
+            total=count,
+            leave=False,
+            disable=None if _is_first_process() else True,
+        ) as progress,
+    ):
+        for batch in batches:
+            batch = pipeline.to_devices(
+                batch, experiment.batch["image"].sharding
+            )
+            total = metrics.add(total, experiment.eval_step(variables, batch))
+            progress.update(min(config.batch_size, count - progress.n))
+    total = jax.device_get(total)
+    if total["count"] != count:
+        raise AssertionError(f"Evaluated {total['count']} of {count} examples.")
+    return metrics.means(total)
+
+
+def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:
+    """Whether `step` is the first at or after a multiple of every_epochs."""
+    # Exact, so that intervals that are multiples of each other fall together.
+    every = Fraction(str(every_epochs)) * experiment.steps_per_epoch
+    return step > 0 and step // every > (step - 1) // every
+
+
+def _prepare(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {workdir} ({error.strerror}): choose another "
+            "--workdir."
+        ) from None
+
+
+def _check_position(
+    saved: Mapping[str, Any], config: Mapping[str, Any], step: int
+) -> None:
+    saved, config = _flatten(saved), _flatten(config)
+    changed = {
+        key: f"{key} was {saved.get(key)!r}, is {config.get(key)!r}"
+        for key in sorted(saved.keys() | config.keys())
+        if saved.get(key) != config.get(key)
+    }
+    refused = [changed[key] for key in _POSITION_KEYS if key in changed]
+    if refused:
+        raise ValueError(
+            f"The run cannot go on from step {step:,}, whose place in the data "
+            f"was another: {'; '.join(refused)}. Restore these, or choose "
+            "another --workdir."
+        )
+    if changed:
+        _say(f"Continuing with a changed config: {'; '.join(changed.values())}")
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _accuracy(experiment: Experiment, result: Mapping[str, float]) -> str:
+    count = len(experiment.test_source.examples)
+    return (
+        f"test top-1 {result['top1']:.2%}, loss {result['loss']:.4f} "
+        f"({count:,} images)"
+    )
+
+
+def _is_first_process() -> bool:
+    return jax.process_index() == 0
+
+
+def _say(message: str) -> None:
+    if _is_first_process():
+        print(message, flush=True)

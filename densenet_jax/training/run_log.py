@@ -1,0 +1,56 @@
+"""What a run writes down: metrics.jsonl and TensorBoard event files."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+
+class RunLog:
+    """Appends records to metrics.jsonl and to TensorBoard.
+
+    A run that continues from a checkpoint repeats what came after it, so
+    records from there on are dropped first.
+    """
+
+    def __init__(self, workdir: Path, first_step: int):
+        """Opens the log to continue after first_step steps."""
+        self.path = workdir / "metrics.jsonl"
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = "".join(line for line in lines if _before(line, first_step))
+            write_atomically(self.path, kept)
+        self._file = self.path.open("a", buffering=1)
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step
+        )
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Adds a record: the state after `step` steps, seen on `split`."""
+        record = {"step": step, "split": split, **values}
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file, or leaves it as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _before(line: str, first_step: int) -> bool:
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:  # cut off while it was written
+        return False
+    if record["split"] == "train":
+        return record["step"] <= first_step
+    return record["step"] < first_step

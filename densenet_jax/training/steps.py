@@ -1,0 +1,123 @@
+"""One step of training and of evaluation: pure functions of arrays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from densenet_jax.training import losses, metrics
+from densenet_jax.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    label_smoothing: float = 0.0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> tuple[TrainState, Sums]:
+    """Takes one step of gradient descent.
+
+    Args:
+      state: donated under jit.
+      batch: 'image' [batch, height, width, channels], 'label' [batch].
+      model: applied with train=True.
+      optimizer: whose state is in `state`.
+      seed: of dropout; each step draws its own.
+      label_smoothing: see `losses.cross_entropy`.
+      accumulate: the batch passes in so many equal parts, one after another,
+        in a part of the memory. Norms see one part at a time; the running
+        statistics move at each.
+      ema_decay: of the averages in `state.ema`, capped early in the run at
+        (1 + step) / (10 + step).
+
+    Returns:
+      The next state, and sums over the batch (see `metrics.example_sums`) with
+      'grad_norm', the global norm of the mean gradient.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_and_sums(params, batch_stats, part, index):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            part["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(key, index)},
+        )
+        each = losses.cross_entropy(logits, part["label"], label_smoothing)
+        everyone = jnp.ones_like(part["label"], bool)
+        sums = metrics.example_sums(logits, part["label"], each, everyone)
+        return each.mean(), (updates["batch_stats"], sums)
+
+    def one_part(carry, indexed_part):
+        batch_stats, gradients, sums = carry
+        new_gradients, (batch_stats, new_sums) = jax.grad(
+            loss_and_sums, has_aux=True
+        )(state.params, batch_stats, *indexed_part)
+        gradients = jax.tree.map(jnp.add, gradients, new_gradients)
+        return (batch_stats, gradients, metrics.add(sums, new_sums)), None
+
+    if accumulate == 1:
+        gradients, (batch_stats, sums) = jax.grad(loss_and_sums, has_aux=True)(
+            state.params, state.batch_stats, batch, 0
+        )
+    else:
+        parts = {name: _split(x, accumulate) for name, x in batch.items()}
+        indexed_parts = (parts, jnp.arange(accumulate))
+        _, (_, shapes) = jax.eval_shape(
+            loss_and_sums,
+            state.params,
+            state.batch_stats,
+            *jax.tree.map(lambda x: x[0], indexed_parts),
+        )
+        zeros = jax.tree.map(jnp.zeros_like, (state.params, shapes))
+        (batch_stats, gradients, sums), _ = jax.lax.scan(
+            one_part, (state.batch_stats, *zeros), indexed_parts
+        )
+        gradients = jax.tree.map(lambda g: g / accumulate, gradients)
+
+    updates, opt_state = optimizer.update(
+        gradients, state.opt_state, state.params
+    )
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    if ema_decay is not None:
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        state = state.replace(
+            ema=optax.incremental_update(state.variables, state.ema, 1 - decay)
+        )
+    return state, {**sums, "grad_norm": optax.global_norm(gradients)}
+
+
+def eval_step(
+    variables: Mapping[str, Any], batch: Batch, *, model: nn.Module
+) -> Sums:
+    """Sums over a batch that has a 'mask' [batch] beside image and label."""
+    logits = model.apply(variables, batch["image"], train=False)
+    each = losses.cross_entropy(logits, batch["label"])
+    return metrics.example_sums(logits, batch["label"], each, batch["mask"])
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """[batch, ...] -> [parts, batch / parts, ...].
+
+    Every part takes rows at a stride, so that with a sharded batch each
+    device splits the rows that it has and nothing moves.
+    """
+    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)

@@ -1,0 +1,48 @@
+"""Trains or evaluates a DenseNet.
+
+python train.py --config=configs/densenet121.py --workdir=runs/densenet121
+python train.py --config=configs/cifar10.py:bc_100_12 --workdir=runs/c10 \
+    --config.model.growth_rate=24
+"""
+
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from densenet_jax.training import loop
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe, a file of configs/.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run writes, and continues from."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval"],
+    "train, or evaluate the best checkpoint in --workdir.",
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other hosts of this job; start the same command on each.",
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    # The libraries' warnings tell their developers, not ours, what to do.
+    logging.set_verbosity(logging.ERROR)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    run = {"train": loop.train_and_evaluate, "eval": loop.evaluate_best}
+    run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
+
+
+if __name__ == "__main__":
+    app.run(main)
