@@ -18,10 +18,12 @@ from densenet_jax.models.layers import (
     CONV_OUTPUT,
     KERNEL_INITS,
     MOMENTS,
+    AveragePool,
     BatchNorm,
     Conv,
+    MaxPool,
     Moments,
-    average_pool,
+    at_least_float32,
     batch_moments,
     concatenate_moments,
 )
@@ -135,7 +137,7 @@ class Transition(nn.Module):
         x = nn.relu(self.norm(name="norm")(x, train=train))
         x = self.conv(self.features, 1, name="conv")(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return average_pool(x)
+        return AveragePool(2, name="pool")(x)
 
 
 class DenseNet(nn.Module):
@@ -214,6 +216,7 @@ class DenseNet(nn.Module):
         channels = self.stem_features or 2 * self.growth_rate
         if self.stem == "imagenet":
             self.conv0 = conv(channels, 7, stride=2, padding=3)
+            self.pool0 = MaxPool(3, stride=2, padding=1)
         else:
             self.conv0 = conv(channels, 3, padding=1)
         if self.stem_norm:
@@ -247,8 +250,8 @@ class DenseNet(nn.Module):
           ValueError: images of another rank, or too small.
         """
         x = self.features(images, train)[-1]
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return self.classifier(jnp.mean(x, axis=(1, 2)))
+        pooled = jnp.mean(at_least_float32(x), axis=(1, 2))
+        return self.classifier(pooled)
 
     def features(
         self, images: jax.Array, train: bool = False
@@ -267,7 +270,7 @@ class DenseNet(nn.Module):
             x = nn.relu(self.norm0(x, train=train))
         maps = [x]
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = self.pool0(x)
         for i in range(1, len(self.block_layers) + 1):
             x = getattr(self, f"denseblock{i}")(x, train)
             if i < len(self.block_layers):

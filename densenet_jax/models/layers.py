@@ -32,12 +32,17 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """x in float32, or in float64 if it is."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
 def batch_moments(x: jax.Array) -> Moments:
     """The moments of x [batch, height, width, channels] over all but channels.
 
     Under jit with a sharded batch the moments are those of the global batch.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_float32(x)
     mean = jnp.mean(x, axis=(0, 1, 2))
     mean_of_squares = jnp.mean(jnp.square(x), axis=(0, 1, 2))
     variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
@@ -173,6 +178,32 @@ def _affine(x, mean, factor, bias):
     return (x.astype(mean.dtype) - mean) * factor + bias
 
 
-def average_pool(x: jax.Array) -> jax.Array:
-    """2x2 average pooling, stride 2; an odd last row or column is dropped."""
-    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+class MaxPool(nn.Module):
+    """The largest of each size x size window, as PyTorch's MaxPool2d."""
+
+    size: int
+    stride: int
+    padding: int = 0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.max_pool(
+            x,
+            (self.size,) * 2,
+            (self.stride,) * 2,
+            ((self.padding,) * 2,) * 2,
+        )
+
+
+class AveragePool(nn.Module):
+    """The mean of each size x size window, as PyTorch's AvgPool2d.
+
+    Windows do not overlap; rows and columns that fill none are dropped.
+    """
+
+    size: int
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        window = (self.size,) * 2
+        # flax's avg_pool divides by an integer array, a silent promotion.
+        total = nn.pool(x, 0.0, lax.add, window, window, "VALID")
+        return total / self.size**2
