@@ -45,12 +45,12 @@ def test_format_without_index_is_told_the_command(tmp_path):
     path = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
     info = json.loads(path.read_text()) | {"fileFormat": "tfrecord"}
     path.write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="tfrecord, .*convert_format"):
+    with pytest.raises(ValueError, match=r"tfrecord, .*convert_format"):
         open_source("cifar10", "train", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_unknown_split(name, tmp_path):
     write_tiny_tfds(tmp_path)
-    with pytest.raises(ValueError, match="no split 'trian'.*train"):
+    with pytest.raises(ValueError, match=r"no split 'trian'.*train"):
         open_source(name, "trian", str(tmp_path))

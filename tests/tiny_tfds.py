@@ -34,7 +34,9 @@ def write_tiny_tfds(data_dir: Path, examples: int = 5):
         splits.append(
             {
                 "name": split,
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "filepathTemplate": (
+                    "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+                ),
                 "shardLengths": [str(examples)],
                 "numBytes": str(sum(map(len, records))),
             }
