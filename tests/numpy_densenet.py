@@ -30,7 +30,7 @@ def densenet(model, variables, images, train):
     new = {}
 
     def norm_relu(x, *path):
-        affine, running = _at(params, path), _at(old, path)
+        affine, running = at(params, path), at(old, path)
         if train:
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
             unbiased = x.var((0, 1, 2), ddof=1)
@@ -45,7 +45,7 @@ def densenet(model, variables, images, train):
         return np.maximum(x * affine["scale"] + affine["bias"], 0)
 
     def kernel(*path):
-        return _at(params, path)["kernel"]
+        return at(params, path)["kernel"]
 
     if model.stem == "imagenet":
         x = conv(images, kernel("conv0"), stride=2, padding=3)
@@ -77,7 +77,7 @@ def densenet(model, variables, images, train):
     return features, logits, new
 
 
-def _at(tree, path):
+def at(tree, path):
     for name in path:
         tree = tree[name]
     return tree
