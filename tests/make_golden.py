@@ -15,7 +15,9 @@ The file holds a narrow DenseNet (see `narrow_net`) and what it computes:
                        state above, on the batches in turn: SGD with Nesterov
                        momentum 0.9, rate 0.1, weight decay 1e-4 on everything
   trained/NAME         running statistics and SAMPLE after those steps
-The steps are taken in float64, the rest in float32.
+The steps are taken in float64, for training so narrow a net is chaotic: in
+float32 a ReLU whose input is nearly 0 soon falls on the other side, and the
+losses of two correct programs differ by percents. The rest is float32.
 """
 
 import copy
@@ -25,11 +27,9 @@ import numpy as np
 import torch
 import torchvision
 
-# Many nets this narrow are chaotic at this rate: a rounding error grows to a
-# few percent of the loss in ten steps. With this seed it stays at rounding.
-SEED = 21
 STEPS = 10
-BATCHES, BATCH_SIZE, HEIGHT, WIDTH = 2, 4, 70, 76
+BATCHES = 2
+IMAGE_SHAPE = (4, 3, 70, 76)
 CLASSES = 10
 SAMPLE = (
     "features.conv0.weight",
@@ -61,18 +61,6 @@ def narrow_net() -> torchvision.models.DenseNet:
     )
     randomize(net)
     return net
-
-
-def random_batches() -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy smooth patterns, one a class: int8 images and their labels."""
-    labels = torch.randint(CLASSES, (BATCHES, BATCH_SIZE))
-    patterns = torch.nn.functional.interpolate(
-        torch.randn(CLASSES, 3, 5, 4), size=(HEIGHT, WIDTH), mode="bilinear"
-    )
-    noise = torch.randn(BATCHES, BATCH_SIZE, 3, HEIGHT, WIDTH)
-    # Coarse, so that the file is small.
-    images = 2 * torch.round(2 * (4 * patterns[labels] + noise))
-    return images.clamp(-128, 127).to(torch.int8), labels
 
 
 def train(net, pixels, labels) -> list[float]:
@@ -108,13 +96,15 @@ def _is_statistic(name):
 
 
 def main() -> None:
-    torch.manual_seed(SEED)
+    torch.manual_seed(0)
     net = narrow_net()
-    images, labels = random_batches()
+    # Coarse, so that the file is small.
+    images = torch.randint(-8, 9, (BATCHES, *IMAGE_SHAPE), dtype=torch.int8)
+    labels = torch.randint(CLASSES, (BATCHES, IMAGE_SHAPE[0]))
     pixels = images.float() / 4
     golden = {"images": images.numpy(), "labels": labels.numpy()}
     golden |= _named("state", net.state_dict())
-    single, double = copy.deepcopy(net), copy.deepcopy(net).double()
+    double = copy.deepcopy(net).double()
 
     with torch.no_grad():
         golden["eval_logits"] = net.eval()(pixels[0]).numpy()
@@ -127,13 +117,11 @@ def main() -> None:
         double.float().state_dict(),
         lambda name: _is_statistic(name) or name in SAMPLE,
     )
-    rounding = np.array(train(single, pixels, labels)) / golden["losses"] - 1
-    print("losses", *(f"{loss:.4f}" for loss in golden["losses"]))
-    print(f"float32 differs from float64 by {abs(rounding).max():.1e} at most")
 
     path = pathlib.Path(__file__).parent / "data/torchvision_densenet.npz"
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **golden)
+    print("losses", *(f"{loss:.4f}" for loss in golden["losses"]))
     print(f"wrote {path.name}: {path.stat().st_size:,} bytes")
 
 

@@ -1,9 +1,8 @@
 """The published variants by name.
 
-ImageNet nets: the paper's table 1 (161 is the authors' wider net for Caffe,
-264 with k=48 the paper's table 3 "DenseNet-264 (k=48)"). CIFAR and SVHN nets:
-the paper's table 2; L layers are 3 equal blocks, (L - 4) / 3 layers each, or
-(L - 4) / 6 with bottlenecks.
+ImageNet nets: the paper's table 1; 161 and 264 with k=48 are wider nets that
+the authors added. CIFAR and SVHN nets: the paper's table 2; L layers are 3
+equal blocks, (L - 4) / 3 layers each, or (L - 4) / 6 with bottlenecks.
 """
 
 import dataclasses

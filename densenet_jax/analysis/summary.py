@@ -1,0 +1,232 @@
+"""The table of a network's layers that people draw by hand.
+
+Everything in it is recorded while the network itself is traced, so a changed
+network has a changed table.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from densenet_jax.choices import check_choice
+from densenet_jax.models.densenet import DenseLayer, DenseNet
+from densenet_jax.models.layers import AveragePool, BatchNorm, Conv, MaxPool
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      stage: 'stem', 'denseblock1', 'transition1' ... 'head'.
+      layer: the path in the parameter tree, as 'denseblock1/denselayer3'.
+      operation: '7x7/2 conv 64' is a convolution with a window of 7x7, stride
+        2 and 64 output channels. The norm-ReLU before each convolution of a
+        dense layer is counted but not spelled out.
+      shape: of the output for one image, (height, width, channels) or
+        (channels,); for a dense layer that of all the feature maps so far.
+      parameters: how many are trained.
+      multiply_adds: for one image, those of convolutions and the linear layer.
+        Norms, ReLUs, pools and biases are left out, which is how torchvision
+        counts the operations that it reports for its models.
+    """
+
+    stage: str
+    layer: str
+    operation: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def layers(
+    model: DenseNet, image_shape: tuple[int, int, int] = (224, 224, 3)
+) -> list[Row]:
+    """The rows of a model, in the order in which they run.
+
+    Args:
+      model: its remat policy makes no difference.
+      image_shape: (height, width, channels).
+
+    Raises:
+      ValueError: the images are too small for the model.
+    """
+    rows = []
+
+    def record(method, args, kwargs, context):
+        output = method(*args, **kwargs)
+        if context.method_name == "__call__":
+            _record_call(rows, context.module, args[0], output)
+        return output
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    return rows
+
+
+def stages(rows: Sequence[Row]) -> list[Row]:
+    """Merges rows to one a stage; norms are counted but not spelled out."""
+    groups = itertools.groupby(rows, key=lambda row: row.stage)
+    return [_merge(stage, list(group)) for stage, group in groups]
+
+
+def format_table(rows: Sequence[Row], format: str = "text") -> str:
+    """Writes rows and their totals.
+
+    Args:
+      rows: from `layers` or `stages`.
+      format: 'text', 'markdown' or 'json': an object of 'rows', each with the
+        attributes of `Row`, and 'totals'.
+
+    Raises:
+      ValueError: an unknown format.
+    """
+    check_choice("format", format, FORMATS)
+    totals = {
+        "parameters": sum(row.parameters for row in rows),
+        "multiply_adds": sum(row.multiply_adds for row in rows),
+    }
+    return FORMATS[format](rows, totals)
+
+
+def _record_call(rows, module, inputs, output):
+    path = "/".join(module.path)
+    if isinstance(module, DenseLayer):
+        inner = [row for row in rows if row.layer.startswith(f"{path}/")]
+        channels = sum(x.shape[-1] for x in [*inputs, output])
+        rows[-len(inner) :] = [
+            dataclasses.replace(
+                _merge(path, inner),
+                shape=(*output.shape[1:-1], channels),
+            )
+        ]
+        return
+    operation = _operation(module)
+    if operation is None:
+        return
+    if len(module.path) > 1:
+        stage = module.path[0]
+    else:
+        stage = "stem" if not rows or rows[-1].stage == "stem" else "head"
+    if isinstance(module, nn.Dense):
+        rows.append(
+            Row(stage, "", "global average pool", inputs.shape[1:], 0, 0)
+        )
+    params = module.variables.get("params", {})
+    multiply_adds = 0
+    if "kernel" in params:
+        # Each position of the output takes the whole kernel once.
+        positions = math.prod(output.shape[1:-1])
+        multiply_adds = positions * params["kernel"].size
+    rows.append(
+        Row(
+            stage,
+            path,
+            operation,
+            output.shape[1:],
+            sum(param.size for param in jax.tree.leaves(params)),
+            multiply_adds,
+        )
+    )
+
+
+def _operation(module: nn.Module) -> str | None:
+    match module:
+        case Conv(size=size, stride=stride, features=features):
+            return f"{_window(size, stride)} conv {features}"
+        case MaxPool(size=size, stride=stride):
+            return f"{_window(size, stride)} max pool"
+        case AveragePool(size=size):
+            return f"{_window(size, size)} average pool"
+        case BatchNorm():
+            return "norm-ReLU"
+        case nn.Dense(features=features):
+            return f"linear {features}"
+    return None
+
+
+def _window(size: int, stride: int) -> str:
+    return f"{size}x{size}" + (f"/{stride}" if stride > 1 else "")
+
+
+def _merge(layer: str, rows: list[Row]) -> Row:
+    operations = [r.operation for r in rows if r.operation != "norm-ReLU"]
+    merged = []
+    for operation, group in itertools.groupby(operations):
+        times = len(list(group))
+        merged.append(operation if times == 1 else f"{times} x ({operation})")
+    return Row(
+        rows[0].stage,
+        layer,
+        ", ".join(merged),
+        rows[-1].shape,
+        sum(row.parameters for row in rows),
+        sum(row.multiply_adds for row in rows),
+    )
+
+
+_HEADER = (
+    "layer",
+    "operation",
+    "output",
+    "channels",
+    "parameters",
+    "multiply-adds",
+)
+
+
+def _cells(rows, totals):
+    cells = [
+        (
+            row.layer,
+            row.operation,
+            "x".join(str(n) for n in row.shape[:-1]) or "1x1",
+            f"{row.shape[-1]:,}",
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+        )
+        for row in rows
+    ]
+    total = (f"{totals['parameters']:,}", f"{totals['multiply_adds']:,}")
+    return [*cells, ("total", "", "", "", *total)]
+
+
+def _text(rows, totals):
+    cells = [_HEADER, *_cells(rows, totals)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells)]
+
+    def line(row):
+        aligned = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ]
+        return "  ".join(aligned)
+
+    rule = "-" * len(line(_HEADER))
+    header, *body, total = (line(row) for row in cells)
+    return "\n".join([header, rule, *body, rule, total])
+
+
+def _markdown(rows, totals):
+    lines = [_HEADER, ("---", "---", "--:", "--:", "--:", "--:")]
+    lines += _cells(rows, totals)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _json(rows, totals):
+    rows = [dataclasses.asdict(row) for row in rows]
+    return json.dumps({"rows": rows, "totals": totals}, indent=2)
+
+
+FORMATS: dict[str, Callable[[Sequence[Row], dict[str, int]], str]] = {
+    "text": _text,
+    "markdown": _markdown,
+    "json": _json,
+}

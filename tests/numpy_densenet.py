@@ -1,0 +1,83 @@
+"""A DenseNet in plain numpy, float64: slow, short and independent of ours."""
+
+import numpy as np
+
+
+def conv(x, kernel, stride=1, padding=0):
+    """Correlates [batch, height, width, in] with [height, width, in, out]."""
+    windows = _windows(x, kernel.shape[0], stride, padding, 0.0)
+    return np.einsum("bhwcij,ijco->bhwo", windows, kernel)
+
+
+def max_pool(x, size, stride, padding):
+    return _windows(x, size, stride, padding, -np.inf).max((-2, -1))
+
+
+def average_pool(x, size):
+    return _windows(x, size, size, 0, 0.0).mean((-2, -1))
+
+
+def _windows(x, size, stride, padding, fill):
+    edge = (padding, padding)
+    x = np.pad(x, ((0, 0), edge, edge, (0, 0)), constant_values=fill)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+    return windows[:, ::stride, ::stride]
+
+
+def densenet(model, variables, images, train):
+    """The feature maps, the logits and, if train, the new batch_stats."""
+    params, old = variables["params"], variables["batch_stats"]
+    new = {}
+
+    def norm_relu(x, *path):
+        affine, running = at(params, path), at(old, path)
+        if train:
+            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            unbiased = x.var((0, 1, 2), ddof=1)
+            kept = model.norm_momentum
+            new[path] = {
+                "mean": kept * running["mean"] + (1 - kept) * mean,
+                "var": kept * running["var"] + (1 - kept) * unbiased,
+            }
+        else:
+            mean, var = running["mean"], running["var"]
+        x = (x - mean) / np.sqrt(var + model.norm_epsilon)
+        return np.maximum(x * affine["scale"] + affine["bias"], 0)
+
+    def kernel(*path):
+        return at(params, path)["kernel"]
+
+    if model.stem == "imagenet":
+        x = conv(images, kernel("conv0"), stride=2, padding=3)
+    else:
+        x = conv(images, kernel("conv0"), padding=1)
+    if model.stem_norm:
+        x = norm_relu(x, "norm0")
+    features = [x]
+    if model.stem == "imagenet":
+        x = max_pool(x, 3, 2, 1)
+    for i, num_layers in enumerate(model.block_layers, 1):
+        for j in range(1, num_layers + 1):
+            layer = f"denseblock{i}", f"denselayer{j}"
+            y = norm_relu(x, *layer, "norm1")
+            if model.bottleneck_width:
+                y = conv(y, kernel(*layer, "conv1"))
+                y = norm_relu(y, *layer, "norm2")
+                y = conv(y, kernel(*layer, "conv2"), padding=1)
+            else:
+                y = conv(y, kernel(*layer, "conv1"), padding=1)
+            x = np.concatenate([x, y], axis=-1)
+        if i < len(model.block_layers):
+            features.append(x)
+            x = norm_relu(x, f"transition{i}", "norm")
+            x = average_pool(conv(x, kernel(f"transition{i}", "conv")), 2)
+    features.append(norm_relu(x, "norm5"))
+    head = params["classifier"]
+    logits = features[-1].mean((1, 2)) @ head["kernel"] + head["bias"]
+    return features, logits, new
+
+
+def at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
