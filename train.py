@@ -30,6 +30,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
     False,
     "Join the other hosts of this job; start the same command on each.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Address HOST:PORT; found by itself on TPU and Slurm."
+)
+_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator.")
+_HOST = flags.DEFINE_integer("host", None, "From 0; with --coordinator.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -39,7 +44,9 @@ def main(argv: list[str]) -> None:
     # The libraries' warnings tell their developers, not ours, what to do.
     logging.set_verbosity(logging.ERROR)
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_HOSTS.value, _HOST.value
+        )
     run = {"train": loop.train_and_evaluate, "eval": loop.evaluate_best}
     run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
 

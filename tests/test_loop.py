@@ -27,9 +27,7 @@ def _config(**changes):
 
 def _files(workdir):
     return {
-        path: path.read_bytes()
-        for path in workdir.rglob("*")
-        if path.is_file()
+        path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()
     }
 
 
@@ -183,15 +181,15 @@ def test_another_place_in_the_data_cannot_continue(finished):
         loop.train_and_evaluate(_config(batch_size=80), workdir)
 
 
-def test_a_changed_config_is_said(finished, capsys, tmp_path):
-    config, workdir, _ = finished
+def test_a_changed_config_is_said(finished, capsys):
+    _, workdir, _ = finished
     loop.train_and_evaluate(_config(**{"optimizer.momentum": 0.5}), workdir)
     assert "optimizer.momentum was 0.9, is 0.5" in capsys.readouterr().out
 
 
 def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Cannot write to .*file/run"):
+    with pytest.raises(OSError, match=r"Cannot write to .*file/run"):
         loop.train_and_evaluate(_config(), tmp_path / "file" / "run")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from densenet_jax.analysis import curves
+from densenet_jax.analysis import curves, summary
 from densenet_jax.checkpoints.manager import Checkpoints
 from densenet_jax.data import pipeline
 from densenet_jax.training import metrics
@@ -50,6 +50,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     experiment = build(config)
     json_config = json.loads(config.to_json())
     _prepare(workdir)
+    image_shape = experiment.batch["image"].shape[1:]
+    rows = summary.layers(experiment.model, image_shape)
+    _say(summary.format_table(summary.stages(rows)) + "\n")
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_newest=config.checkpoint.keep_newest,
@@ -210,18 +213,19 @@ class _Log:
 
     def flush(self, step):
         """Writes the means since the last time as those of `step`."""
-        if self._steps:
-            seconds = time.perf_counter() - self._clock
-            self._write(
-                step,
-                "train",
-                {
-                    **metrics.means(self._sums),
-                    "grad_norm": float(self._sums["grad_norm"]) / self._steps,
-                    "learning_rate": float(self._experiment.schedule(step - 1)),
-                    "images_per_second": int(self._sums["count"]) / seconds,
-                },
-            )
+        if not self._steps:
+            return
+        seconds = time.perf_counter() - self._clock
+        self._write(
+            step,
+            "train",
+            {
+                **metrics.means(self._sums),
+                "grad_norm": float(self._sums["grad_norm"]) / self._steps,
+                "learning_rate": float(self._experiment.schedule(step - 1)),
+                "images_per_second": int(self._sums["count"]) / seconds,
+            },
+        )
         self._sums, self._steps, self._clock = {}, 0, None
 
     def evaluation(self, step, result):
