@@ -74,10 +74,11 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Source:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(
             f"TFDS knows no data set {name!r}, and there is none of that name "
             f"in {data_dir or tfds.core.constants.DATA_DIR}."
-            f"{did_you_mean(name, ['digits', *tfds.list_builders()])}"
+            f"{did_you_mean(name, known)}"
         ) from None
     if not builder.is_prepared():
         raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from densenet_jax.choices import check_choice
@@ -55,10 +56,11 @@ def make_schedule(
         main = optax.piecewise_constant_schedule(
             learning_rate, dict.fromkeys(steps, factor)
         )
-    if not warmup_steps:
-        return main
-    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([rise, main], [warmup_steps])
+    if warmup_steps:
+        rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        main = optax.join_schedules([rise, main], [warmup_steps])
+    # optax would promote an integer step silently.
+    return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
 def make_optimizer(

@@ -102,7 +102,7 @@ def train_step(
         state = state.replace(
             ema=optax.incremental_update(state.variables, state.ema, 1 - decay)
         )
-    return state, {**sums, "grad_norm": optax.global_norm(gradients)}
+    return state, {**sums, "grad_norm": optax.tree.norm(gradients)}
 
 
 def eval_step(

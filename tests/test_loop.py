@@ -1,0 +1,201 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from densenet_jax.analysis.curves import read_metrics
+from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.training import loop
+from densenet_jax.training.experiment import build
+
+
+def _config(**changes):
+    """Six steps an epoch of a tiny net; evaluates at 3, saves at 2 and 4."""
+    config = digits.get_config()
+    config.model.block_layers = (1,)
+    config.model.growth_rate = 4
+    config.batch_size = 240
+    config.epochs = 1.0
+    config.eval_every_epochs = 0.5
+    config.checkpoint.every_epochs = 0.3
+    config.schedule.warmup_epochs = 0.0
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _files(workdir):
+    return {
+        path: path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file()
+    }
+
+
+def _records(workdir):
+    """The metrics without the timing."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [
+        {k: v for k, v in r.items() if k != "images_per_second"}
+        for r in records
+    ]
+
+
+def _final_state(config, workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    state = checkpoints.restore(checkpoints.newest, build(config).state)
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: config, workdir, result."""
+    config = _config()
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return config, workdir, loop.train_and_evaluate(config, workdir)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    config, workdir, result = finished
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(
+        config.to_json()
+    )
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").iterdir())
+    records = _records(workdir)
+    assert [(r["step"], r["split"]) for r in records] == [
+        (2, "train"),
+        (3, "train"),
+        (3, "test"),
+        (4, "train"),
+        (6, "train"),
+        (6, "test"),
+    ]
+    assert {k: records[-1][k] for k in result} == result
+    assert set(result) == {"loss", "top1", "top5"}
+    steps = {p.name for p in (workdir / "checkpoints").iterdir()}
+    assert steps == {"4", "6"}
+
+
+def test_eval_mode_agrees_and_changes_nothing(finished, capsys):
+    config, workdir, result = finished
+    before = _files(workdir)
+    assert loop.evaluate_best(config, workdir) == result
+    assert f"test top-1 {result['top1']:.2%}" in capsys.readouterr().out
+    assert _files(workdir) == before
+
+
+def test_starting_a_finished_run_again_trains_no_further(finished):
+    config, workdir, result = finished
+    records = _records(workdir)
+    assert loop.train_and_evaluate(config, workdir) == result
+    assert _records(workdir) == records
+
+
+class _Interrupted:
+    def __init__(self, batches, count):
+        self._batches, self._count = batches, count
+
+    def __next__(self):
+        if not self._count:
+            raise KeyboardInterrupt
+        self._count -= 1
+        return next(self._batches)
+
+    def close(self):
+        self._batches.close()
+
+
+def test_a_continued_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
+    config = _config(
+        **{"ema_decay": 0.9, "model.dropout_rate": 0.2, "accumulate": 2}
+    )
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    train_batches = loop.pipeline.train_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop.pipeline,
+            "train_batches",
+            lambda *args, **kw: _Interrupted(train_batches(*args, **kw), 5),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(config, tmp_path / "parts")
+    assert _records(tmp_path / "parts")[-1]["step"] == 4
+    loop.train_and_evaluate(config, tmp_path / "parts")
+
+    assert _records(tmp_path / "parts") == _records(tmp_path / "whole")
+    whole, parts = (
+        _final_state(config, tmp_path / name) for name in ("whole", "parts")
+    )
+    assert whole.step == 6
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+def test_nothing_compiles_after_the_first_turns(tmp_path, monkeypatch):
+    compiled, seen = [], {}
+
+    def listen(event, *_args, **_kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    monkeypatch.setattr(
+        loop.Checkpoints,
+        "preempted",
+        lambda _self, step: seen.update({step: len(compiled)}),
+    )
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        loop.train_and_evaluate(
+            _config(**{"checkpoint.every_epochs": 0.5}), tmp_path
+        )
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert seen[0] > 0
+    # The third step is the first that is evaluated and saved.
+    assert seen[1] == seen[2] == seen[3]
+    assert seen[4] == seen[5] == seen[6] == len(compiled)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = _config(
+        **{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 0.1}
+    )
+    with pytest.raises(FloatingPointError, match=r"Step (\d+): the loss is"):
+        loop.train_and_evaluate(config, tmp_path)
+    state = _final_state(config, tmp_path)
+    assert state.step >= 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_another_architecture_cannot_continue(finished):
+    _, workdir, _ = finished
+    before = _files(workdir)
+    with pytest.raises(ValueError, match="denselayer1/conv1/kernel"):
+        loop.train_and_evaluate(_config(**{"model.growth_rate": 6}), workdir)
+    assert _files(workdir) == before
+
+
+def test_another_place_in_the_data_cannot_continue(finished):
+    _, workdir, _ = finished
+    with pytest.raises(ValueError, match="batch_size was 240, is 80"):
+        loop.train_and_evaluate(_config(batch_size=80), workdir)
+
+
+def test_a_changed_config_is_said(finished, capsys, tmp_path):
+    config, workdir, _ = finished
+    loop.train_and_evaluate(_config(**{"optimizer.momentum": 0.5}), workdir)
+    assert "optimizer.momentum was 0.9, is 0.5" in capsys.readouterr().out
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Cannot write to .*file/run"):
+        loop.train_and_evaluate(_config(), tmp_path / "file" / "run")
+
+
+def test_eval_mode_without_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="No checkpoints in"):
+        loop.evaluate_best(_config(), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

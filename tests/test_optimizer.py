@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from densenet_jax.training.optimizer import (
+    OPTIMIZERS,
+    is_kernel,
+    make_optimizer,
+    make_schedule,
+)
+
+SGD = {
+    "name": "sgd",
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 0.1,
+    "decay_norms_and_biases": True,
+    "clip_norm": None,
+}
+
+
+def _schedule(name="step", **changes):
+    options = {
+        "learning_rate": 0.8,
+        "total_steps": 100,
+        "warmup_steps": 0,
+        "boundaries": (0.5, 0.75),
+        "factor": 0.1,
+    }
+    return make_schedule(name, **{**options, **changes})
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_step_schedule(warmup_steps):
+    schedule = _schedule(warmup_steps=warmup_steps)
+    expected = {
+        10: 0.8,
+        49: 0.8,
+        50: 0.08,
+        74: 0.08,
+        75: 0.008,
+        99: 0.008,
+    }
+    for step, rate in expected.items():
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
+    if warmup_steps:
+        np.testing.assert_allclose(schedule(5), 0.4, rtol=1e-6)
+        assert schedule(0) == 0
+
+
+def test_cosine_schedule():
+    schedule = _schedule("cosine", warmup_steps=20)
+    np.testing.assert_allclose(schedule(20), 0.8, rtol=1e-6)
+    np.testing.assert_allclose(schedule(60), 0.4, rtol=1e-6)
+    np.testing.assert_allclose(schedule(100), 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "stepp"}, "Unknown schedule 'stepp'. Did you mean step?"),
+        ({"warmup_steps": 100}, "warm-up of 100 steps does not fit"),
+        ({"boundaries": (30, 60)}, "shares of the run"),
+    ],
+)
+def test_bad_schedules(changes, message):
+    with pytest.raises(ValueError, match=message):
+        _schedule(**{"name": "step", **changes})
+
+
+def _tree(seed):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "conv": {"kernel": jax.random.normal(keys[0], (1, 1, 3, 2))},
+        "norm": {
+            "scale": jax.random.normal(keys[1], (2,)),
+            "bias": jax.random.normal(keys[2], (2,)),
+        },
+    }
+
+
+def _update(gradients, params, **changes):
+    options = {**SGD, **changes}
+    optimizer = make_optimizer(
+        options.pop("name"), optax.constant_schedule(0.5), **options
+    )
+    state = optimizer.init(params)
+    for g in gradients:
+        updates, state = optimizer.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_sgd_is_the_papers():
+    params, gradients = _tree(0), [_tree(1), _tree(2)]
+    got = _update(gradients, params)
+    p = jax.tree.map(np.asarray, params)
+    velocity = jax.tree.map(np.zeros_like, p)
+    for g in gradients:
+        # Sutskever et al. 2013 in PyTorch's form.
+        g = jax.tree.map(lambda g, p: g + 0.1 * p, g, p)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, g)
+        p = jax.tree.map(
+            lambda p, v, g: p - 0.5 * (g + 0.9 * v), p, velocity, g
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, p
+    )
+
+
+# optax's bias correction mixes integers and floats.
+@jax.numpy_dtype_promotion("standard")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_spares_norms_and_biases_when_told(name):
+    params, zero = _tree(0), jax.tree.map(jnp.zeros_like, _tree(0))
+    everything = _update([zero], params, name=name)
+    kernels = _update([zero], params, name=name, decay_norms_and_biases=False)
+    assert is_kernel(params)["conv"]["kernel"]
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), params, kernels)
+    assert changed == is_kernel(params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).all()), params, everything)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_clipping_bounds_the_global_norm():
+    params, gradient = _tree(0), _tree(1)
+    options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    got = _update([gradient], params, clip_norm=0.01, **options)
+    moved = jax.tree.map(jnp.subtract, got, params)
+    np.testing.assert_allclose(optax.tree.norm(moved), 0.5 * 0.01, rtol=1e-4)
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match="Did you mean adamw"):
+        _update([], _tree(0), name="adam")

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from densenet_jax.analysis.curves import plot_curves, read_metrics
+from densenet_jax.training.run_log import RunLog, write_atomically
+
+VALUES = {"epoch": 0.5, "loss": 1.5, "top1": 0.25}
+
+
+def _write(workdir, steps, first_step=0):
+    log = RunLog(workdir, first_step)
+    for step in steps:
+        log.write(step, "train", VALUES)
+        log.write(step, "test", VALUES)
+    log.close()
+    return log
+
+
+def test_one_object_a_line(tmp_path):
+    log = _write(tmp_path, [5])
+    assert read_metrics(log.path) == [
+        {"step": 5, "split": "train", **VALUES},
+        {"step": 5, "split": "test", **VALUES},
+    ]
+    events = list((tmp_path / "tensorboard").iterdir())
+    assert [p.name.startswith("events.out.tfevents") for p in events] == [True]
+    assert b"train/loss" in events[0].read_bytes()
+
+
+def test_continuing_drops_what_will_be_repeated(tmp_path):
+    log = _write(tmp_path, [5, 10, 15])
+    with log.path.open("a") as file:
+        file.write('{"step": 20, "spl')  # killed while writing
+    _write(tmp_path, [], first_step=10)
+    kept = [(r["step"], r["split"]) for r in read_metrics(log.path)]
+    # The loop evaluates again where it continues.
+    assert kept == [(5, "train"), (5, "test"), (10, "train")]
+
+
+def test_atomic_writing_keeps_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    with pytest.raises(TypeError):
+        write_atomically(path, json)
+    assert path.read_text() == "old"
+
+
+def test_curves_are_a_picture(tmp_path):
+    records = read_metrics(_write(tmp_path, [5, 10]).path)
+    path = tmp_path / "curves.png"
+    plot_curves(records, path, "a run")
+    assert path.read_bytes().startswith(b"\x89PNG")

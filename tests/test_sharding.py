@@ -1,0 +1,17 @@
+import pytest
+
+from densenet_jax.training.sharding import check_batch_size
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (64, 4)])
+def test_batches_that_fit(batch_size, accumulate):
+    check_batch_size(batch_size, accumulate)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "use"),
+    [(12, 1, "use 8 or 16"), (4, 1, "use 8"), (24, 2, "use 16 or 32")],
+)
+def test_batches_that_do_not(batch_size, accumulate, use):
+    with pytest.raises(ValueError, match=f"{batch_size}.*8 devices: {use}"):
+        check_batch_size(batch_size, accumulate)

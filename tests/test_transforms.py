@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_jax.data import transforms
+
+
+def _image(height, width, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, channels), np.uint8)
+
+
+def test_normalize():
+    image = np.array([[[0, 128, 255]]], np.uint8)
+    got = transforms.normalize(image, (100, 128, 55), (50, 1, 100))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, np.float32([[[-2, 0, 2]]]))
+
+
+def test_flip_mirrors_half_of_the_time():
+    image, rng = _image(2, 3), np.random.default_rng(0)
+    flipped = 0
+    for _ in range(1000):
+        got = transforms.random_flip(image, rng)
+        mirrored = np.array_equal(got, image[:, ::-1])
+        assert mirrored or np.array_equal(got, image)
+        flipped += mirrored
+    assert 450 < flipped < 550
+
+
+def test_shift_gives_every_window_of_the_padded_image():
+    image, rng = _image(4, 4) // 2 + 1, np.random.default_rng(0)
+    padded = np.zeros((6, 6, 3), np.uint8)
+    padded[1:5, 1:5] = image
+    windows = {
+        padded[i : i + 4, j : j + 4].tobytes()
+        for i in range(3)
+        for j in range(3)
+    }
+    got = {transforms.random_shift(image, rng, 1).tobytes() for _ in range(300)}
+    assert got == windows
+
+
+@pytest.mark.parametrize("size", [(40, 61), (61, 40), (300, 10), (8, 8)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_random_resized_crop(size, channels):
+    image = _image(*size, channels)
+    got = transforms.random_resized_crop(image, np.random.default_rng(1), 16)
+    assert got.shape == (16, 16, channels)
+    assert got.dtype == np.uint8
+
+
+def test_random_resized_crop_covers_the_stated_areas_and_ratios():
+    # Coordinates as pixel values: a crop's corners can be read off it.
+    rows, columns = np.mgrid[0:200, 0:200].astype(np.uint8)
+    image = np.stack([rows, columns, rows], axis=-1)
+    rng = np.random.default_rng(0)
+    areas, ratios = [], []
+    for _ in range(500):
+        crop = transforms.random_resized_crop(image, rng, 32).astype(float)
+        # The outer pixels' centres are 1/32 of the side inside the crop.
+        height, width = (
+            (crop[-1, -1, i] - crop[0, 0, i]) * 32 / 31 for i in (0, 1)
+        )
+        areas.append(height * width / 200**2)
+        ratios.append(width / height)
+    assert 0.06 < min(areas) < 0.13
+    assert 0.85 < max(areas) < 1.05
+    assert 0.70 < min(ratios) < 0.80
+    assert 1.25 < max(ratios) < 1.42
+
+
+def test_resize_and_center_crop_is_pillows():
+    image = _image(50, 80)
+    got = transforms.resize_and_center_crop(image, 32, 28)
+    # torchvision: shorter side 32, the other int(32 * 80 / 50) = 51.
+    whole = Image.fromarray(image).resize((51, 32), Image.Resampling.BILINEAR)
+    expected = np.asarray(whole)[2:30, 12:40]
+    np.testing.assert_array_equal(got, expected)
