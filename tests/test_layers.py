@@ -162,7 +162,7 @@ def test_batch_norm_refuses_one_value_a_channel(norm_variables):
         )
 
 
-def test_a_constant_channel_is_normalised_to_its_bias(norm_variables):
+def test_a_constant_channel_stays_finite(norm_variables):
     # E[x^2] - E[x]^2 may round to less than 0 here.
     x = np.full((7, 3, 3, 3), 1000.1, np.float32)
 

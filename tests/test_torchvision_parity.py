@@ -188,14 +188,14 @@ def test_variant_equals_installed_torchvision(name):
     assert _shapes(shapes) == _shapes(variables)
 
     found = jax.jit(ours.apply)(variables, images)
-    np.testing.assert_allclose(found, eval_logits, atol=1e-4)
+    np.testing.assert_allclose(found, eval_logits, atol=3e-5)
 
     found, updates = jax.jit(
         lambda variables, images: ours.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
     )(variables, images)
-    np.testing.assert_allclose(found, train_logits, atol=1e-4)
+    np.testing.assert_allclose(found, train_logits, atol=3e-5)
     _assert_close(
         updates["batch_stats"], updated["batch_stats"], rtol=1e-4, atol=1e-5
     )
