@@ -116,6 +116,8 @@ def test_compression_rounds_down_on_paper_not_in_binary():
     assert compressed(25, 0.5) == 12
     assert compressed(100, 0.29) == 29
     assert compressed(37, 1.0) == 37
+    with pytest.raises(ValueError, match="none of 8 channels: must be at le"):
+        compressed(8, 0.1)
 
 
 def random_variables(model, images):

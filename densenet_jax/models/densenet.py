@@ -292,7 +292,13 @@ class DenseNet(nn.Module):
 def compressed(channels: int, compression: float) -> int:
     """Channels after a transition: floor(theta m) (paper, "Compression")."""
     # 0.29 * 100 is 28.999999999999996 in binary and 29 on paper.
-    return math.floor(round(channels * compression, 6))
+    kept = math.floor(round(channels * compression, 6))
+    if not kept:
+        raise ValueError(
+            f"compression {compression} leaves none of {channels} channels: "
+            f"must be at least 1/{channels}."
+        )
+    return kept
 
 
 def min_image_size(stem: str, num_blocks: int) -> int:

@@ -66,6 +66,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
             state = checkpoints.restore(start, experiment.state)
             _say(f"Continuing from step {start:,}.")
         else:
+            _say("Initialising ...")
             state = experiment.init()
         log = _Log(experiment, workdir, start, is_writer=_is_first_process())
         cleanup.callback(log.close)
