@@ -111,14 +111,13 @@ def _require_random_access(builder: Any) -> None:
     import tensorflow_datasets as tfds
 
     readable = tfds.core.file_adapters.FileFormat.with_random_access()
-    if builder.info.file_format in readable:
+    if builder.info.available_file_formats() & readable:
         return
     raise ValueError(
         f"Data set {builder.info.full_name} in {builder.data_dir} is stored as "
         f"{builder.info.file_format.value}, which cannot be read by index. "
-        "Convert it once with `pip install tensorflow && python -m "
-        "tensorflow_datasets.scripts.convert_format "
+        "Add an array_record copy beside it once with `pip install tensorflow "
+        "&& python -m tensorflow_datasets.scripts.convert_format "
         f"--dataset_version_dir={builder.data_dir} "
-        "--out_file_format=array_record --out_dir=DIR` and set "
-        "config.dataset.data_dir=DIR."
+        "--out_file_format=array_record`."
     )
