@@ -43,10 +43,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
     # The libraries' warnings tell their developers, not ours, what to do.
     logging.set_verbosity(logging.ERROR)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize(
-            _COORDINATOR.value, _NUM_HOSTS.value, _HOST.value
+    place = (_COORDINATOR.value, _NUM_HOSTS.value, _HOST.value)
+    if place != (None,) * 3 and not _DISTRIBUTED.value:
+        raise app.UsageError(
+            "--coordinator, --num_hosts and --host go with --distributed."
         )
+    if "://" in _WORKDIR.value:
+        raise app.UsageError(
+            f"--workdir={_WORKDIR.value} is no directory: mount the bucket "
+            "(gcsfuse does) and give the place it is mounted at."
+        )
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize(*place)
     run = {"train": loop.train_and_evaluate, "eval": loop.evaluate_best}
     run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
 

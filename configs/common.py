@@ -60,7 +60,8 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         dict(
-            name="sgd",  # adamw, lars, lamb
+            # adamw and lamb want rates nearer to 1e-3, lars nearer to 1.
+            name="sgd",
             learning_rate=0.1,  # at base_batch_size; scales with the batch
             base_batch_size=256,
             momentum=0.9,

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,13 +13,18 @@ from densenet_jax.training.experiment import build
 
 
 def _config(**changes):
-    """Six steps an epoch of a tiny net; evaluates at 3, saves at 2 and 4."""
+    """Six steps of a tiny net.
+
+    Evaluates at 3 and 6; saves at 2, 4 and 6, and at 3 since nothing is better
+    then; logs after every second step.
+    """
     config = digits.get_config()
     config.model.block_layers = (1,)
     config.model.growth_rate = 4
     config.batch_size = 240
     config.epochs = 1.0
     config.eval_every_epochs = 0.5
+    config.log_every_steps = 2
     config.checkpoint.every_epochs = 0.3
     config.schedule.warmup_epochs = 0.0
     config.update_from_flattened_dict(changes)
@@ -74,14 +80,18 @@ def test_a_run_leaves_what_it_promises(finished):
     assert {k: records[-1][k] for k in result} == result
     assert set(result) == {"loss", "top1", "top5"}
     steps = {p.name for p in (workdir / "checkpoints").iterdir()}
-    assert steps == {"4", "6"}
+    best = "3" if records[2]["top1"] > records[5]["top1"] else "6"
+    assert steps == {"4", "6", best}
 
 
 def test_eval_mode_agrees_and_changes_nothing(finished, capsys):
-    config, workdir, result = finished
+    config, workdir, _ = finished
     before = _files(workdir)
-    assert loop.evaluate_best(config, workdir) == result
-    assert f"test top-1 {result['top1']:.2%}" in capsys.readouterr().out
+    best = loop.evaluate_best(config, workdir)
+    assert best["top1"] == max(
+        r["top1"] for r in _records(workdir) if r["split"] == "test"
+    )
+    assert f"test top-1 {best['top1']:.2%}" in capsys.readouterr().out
     assert _files(workdir) == before
 
 
@@ -131,6 +141,35 @@ def test_a_continued_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
+def test_preemption_saves_and_stops(tmp_path, monkeypatch):
+    config = _config(**{"checkpoint.every_epochs": 1.0})
+    loop.train_and_evaluate(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "preempted", lambda _, step: step == 5)
+        with pytest.raises(SystemExit, match="Preempted: saved step 5"):
+            loop.train_and_evaluate(config, tmp_path / "parts")
+    loop.train_and_evaluate(config, tmp_path / "parts")
+    whole, parts = (
+        _final_state(config, tmp_path / name) for name in ("whole", "parts")
+    )
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 4])
+def test_any_logging_interval_goes_with_any_other(tmp_path, log_every_steps):
+    config = _config(
+        log_every_steps=log_every_steps,
+        eval_every_epochs=0.85,
+        **{"checkpoint.every_epochs": 0.85},
+    )
+    loop.train_and_evaluate(config, tmp_path)
+    records = _records(tmp_path)
+    steps = [r["step"] for r in records if r["split"] == "train"]
+    # Evaluation and checkpoint at 6 = ceil(0.85 * 5.99), then the end.
+    every = range(log_every_steps, 7, log_every_steps)
+    assert steps == sorted({*every, 6})
+
+
 def test_nothing_compiles_after_the_first_turns(tmp_path, monkeypatch):
     compiled, seen = [], {}
 
@@ -157,14 +196,43 @@ def test_nothing_compiles_after_the_first_turns(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    config = _config(
-        **{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 0.1}
-    )
-    with pytest.raises(FloatingPointError, match=r"Step (\d+): the loss is"):
+    config = _config(**{"preprocessing.mean": (float("nan"),)})
+    with pytest.raises(FloatingPointError, match=r"Step 1: .* is nan"):
         loop.train_and_evaluate(config, tmp_path)
-    state = _final_state(config, tmp_path)
-    assert state.step >= 1
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    # At the fourth step the parameters' squares overflow.
+    config = _config(
+        **{
+            "schedule.name": "step",
+            "schedule.boundaries": (0.5,),
+            "schedule.factor": 1e38,
+            "checkpoint.every_epochs": 0.1,
+            "checkpoint.keep_newest": 1,
+        }
+    )
+    with pytest.raises(FloatingPointError, match=r"Step 4: .* param_norm is"):
+        loop.train_and_evaluate(config, tmp_path)
+    assert _final_state(config, tmp_path).step == 3
+
+
+def test_a_checkpoint_past_the_end_is_refused(finished):
+    _, workdir, _ = finished
+    with pytest.raises(ValueError, match="of step 6, past the config's last"):
+        loop.train_and_evaluate(_config(epochs=0.5), workdir)
+
+
+def test_a_finished_run_can_be_made_longer(finished, tmp_path):
+    _, workdir, _ = finished
+    longer = tmp_path / "longer"
+    shutil.copytree(workdir, longer)
+    before = _records(longer)
+    loop.train_and_evaluate(_config(epochs=1.4), longer)
+    after = _records(longer)
+    assert after[: len(before)] == before
+    assert after[-1]["step"] == round(1.4 * 1437 / 240)
 
 
 def test_another_architecture_cannot_continue(finished):
@@ -182,8 +250,11 @@ def test_another_place_in_the_data_cannot_continue(finished):
 
 
 def test_a_changed_config_is_said(finished, capsys):
-    _, workdir, _ = finished
-    loop.train_and_evaluate(_config(**{"optimizer.momentum": 0.5}), workdir)
+    _, workdir, result = finished
+    again = loop.train_and_evaluate(
+        _config(**{"optimizer.momentum": 0.5}), workdir
+    )
+    assert again == result
     assert "optimizer.momentum was 0.9, is 0.5" in capsys.readouterr().out
 
 

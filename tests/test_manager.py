@@ -41,6 +41,14 @@ def test_newest_and_best_are_kept(directory):
     assert sorted(p.name for p in directory.iterdir()) == ["2", "4"]
 
 
+def test_what_improves_on_the_best(directory):
+    checkpoints = Checkpoints(directory, read_only=True)
+    assert checkpoints.improved_by({"top1": 0.8, "loss": 9.0})
+    assert checkpoints.improved_by({"top1": 0.7, "loss": 0.1})
+    assert not checkpoints.improved_by({"top1": 0.7, "loss": 0.2})
+    assert not checkpoints.improved_by({"top1": 0.6, "loss": 0.0})
+
+
 def test_restores_where_asked(directory):
     before = _files(directory)
     checkpoints = Checkpoints(directory, read_only=True)
@@ -76,3 +84,4 @@ def test_empty_directory_has_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.newest is None
     assert checkpoints.best is None
+    assert checkpoints.improved_by({"top1": 0.0, "loss": 9.0})

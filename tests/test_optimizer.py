@@ -50,6 +50,11 @@ def test_step_schedule(warmup_steps):
         assert schedule(0) == 0
 
 
+def test_boundaries_that_fall_on_one_step_both_count():
+    schedule = _schedule(total_steps=3, boundaries=(0.6, 0.7))
+    np.testing.assert_allclose(schedule(2), 0.008, rtol=1e-6)
+
+
 def test_cosine_schedule():
     schedule = _schedule("cosine", warmup_steps=20)
     np.testing.assert_allclose(schedule(20), 0.8, rtol=1e-6)

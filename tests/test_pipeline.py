@@ -68,13 +68,11 @@ def test_workers_change_nothing():
 def test_hosts_share_each_batch():
     whole = _take(6)
     shares = [_take(6, process_index=i, process_count=2) for i in range(2)]
-    for batch, *parts in zip(whole, *shares):
-        for name in batch:
-            # Host i has rows i, i + 2, ... of the batch.
-            interleaved = np.stack([part[name] for part in parts], axis=1)
-            np.testing.assert_array_equal(
-                interleaved.reshape(batch[name].shape), batch[name]
-            )
+    joined = [
+        {name: np.concatenate([part[name] for part in parts]) for name in batch}
+        for batch, *parts in zip(whole, *shares)
+    ]
+    _assert_same(joined, whole)
 
 
 @pytest.mark.parametrize("process_count", [1, 2])
@@ -129,3 +127,18 @@ def test_to_devices_splits_the_batch():
     assert len(placed["image"].addressable_shards) == jax.device_count() == 8
     assert placed["image"].addressable_shards[0].data.shape == (1, 2, 2, 1)
     np.testing.assert_array_equal(placed["image"], batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": (0.0,)}, "std is .* must be positive"),
+        ({"shift": -1}, "shift is -1"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"random_resized_crop": True}, "need an image_size"),
+        ({"image_size": 24, "resize_size": 20}, "20 is smaller than .* 24"),
+    ],
+)
+def test_preprocessing_that_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.Preprocessing(**{"mean": (0.0,), "std": (1.0,), **options})

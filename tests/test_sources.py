@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -42,11 +43,61 @@ def test_unprepared_data_set_is_told_the_command(tmp_path):
 
 def test_format_without_index_is_told_the_command(tmp_path):
     write_tiny_tfds(tmp_path)
-    path = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
-    info = json.loads(path.read_text()) | {"fileFormat": "tfrecord"}
-    path.write_text(json.dumps(info))
+    _set_format(tmp_path, {"fileFormat": "tfrecord"})
     with pytest.raises(ValueError, match=r"tfrecord, .*convert_format"):
         open_source("cifar10", "train", str(tmp_path))
+
+
+def test_converted_copy_is_read(tmp_path):
+    images, _ = write_tiny_tfds(tmp_path)
+    _set_format(
+        tmp_path,
+        {
+            "fileFormat": "tfrecord",
+            "alternativeFileFormats": ["array_record"],
+        },
+    )
+    source = open_source("cifar10", "train", str(tmp_path))
+    np.testing.assert_array_equal(source.examples[1]["image"], images[1])
+
+
+def _set_format(data_dir, formats):
+    path = data_dir / "cifar10" / "3.0.2" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | formats))
+
+
+@pytest.mark.parametrize(
+    ("split", "count"), [("train+test", 10), ("train[1:3]", 2), ("all", 10)]
+)
+def test_splits_in_tfds_notation(split, count, tmp_path):
+    write_tiny_tfds(tmp_path)
+    source = open_source("cifar10", split, str(tmp_path))
+    assert len(source.examples) == count
+
+
+def test_empty_split(tmp_path):
+    write_tiny_tfds(tmp_path)
+    with pytest.raises(ValueError, match="or no examples in it"):
+        open_source("cifar10", "train[0:0]", str(tmp_path))
+
+
+def test_version_that_there_is_not(tmp_path):
+    with pytest.raises(ValueError, match=r"cifar10:9\.9\.9"):
+        open_source("cifar10:9.9.9", "train", str(tmp_path))
+
+
+@pytest.mark.skipif(
+    "TFDS_DATA_DIR" not in os.environ,
+    reason="needs CIFAR-10 in TFDS_DATA_DIR",
+)
+def test_real_cifar10():
+    source = open_source("cifar10", "test")
+    assert len(source.examples) == 10_000
+    example = source.examples[0]
+    assert example["image"].shape == (32, 32, 3)
+    # Known of this data set: each class has a thousand test images.
+    labels = [source.examples[i]["label"] for i in range(0, 10_000, 10)]
+    assert 70 < min(np.bincount(labels)) <= max(np.bincount(labels)) < 130
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])

@@ -57,6 +57,8 @@ def test_train_then_eval(tmp_path):
         (["--config.optimizer.learning_rte=1"], "Did you mean"),
         (["--config.model.name=densenet12"], "Did you mean densenet121"),
         (["--mode=evaluate"], "train|eval"),
+        (["--host=1"], "go with --distributed"),
+        (["--workdir=gs://bucket/run"], "mount the bucket"),
     ],
 )
 def test_mistakes_are_named_last(tmp_path, arguments, message):
@@ -104,6 +106,9 @@ def test_two_hosts_train_as_one(tmp_path):
     for host in hosts:
         _, stderr = host.communicate(timeout=600)
         assert host.returncode == 0, stderr
-    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two")):
+    pairs = zip(
+        records(tmp_path / "one"), records(tmp_path / "two"), strict=True
+    )
+    for a, b in pairs:
         assert a["step"] == b["step"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 
@@ -21,9 +17,8 @@ def read_metrics(path: Path) -> list[Record]:
 
 def plot_curves(records: Sequence[Record], path: Path, title: str) -> None:
     """Draws loss and error over epochs, training and test, to a PNG."""
-    figure, (loss, error) = plt.subplots(
-        1, 2, figsize=(10, 4), layout="constrained"
-    )
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, error = figure.subplots(1, 2)
     for split, color in (("train", "tab:blue"), ("test", "tab:orange")):
         chosen = [r for r in records if r["split"] == split]
         epochs = [r["epoch"] for r in chosen]
@@ -40,4 +35,3 @@ def plot_curves(records: Sequence[Record], path: Path, title: str) -> None:
         axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

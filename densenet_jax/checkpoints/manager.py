@@ -53,8 +53,11 @@ class Checkpoints:
                 # The loop decides when to save.
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 read_only=read_only,
+                cleanup_tmp_directories=not read_only,
             ),
         )
+        best = self.best
+        self._best_rank = _rank(self._manager.metrics(best)) if best else None
 
     @property
     def newest(self) -> int | None:
@@ -69,6 +72,10 @@ class Checkpoints:
     def preempted(self, step: int) -> bool:
         """Whether the machine will be taken away: save, and stop."""
         return self._manager.reached_preemption(step)
+
+    def improved_by(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these are better than those of every step saved so far."""
+        return self._best_rank is None or _rank(metrics) > self._best_rank
 
     def save(
         self,
@@ -93,6 +100,8 @@ class Checkpoints:
             ),
             metrics=metrics,
         )
+        if metrics is not None and self.improved_by(metrics):
+            self._best_rank = _rank(metrics)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Reads the state of a step.

@@ -8,6 +8,7 @@ workers or hosts.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -35,6 +36,9 @@ class Preprocessing:
       shift: pad training images with so many zeros, after normalising, and
         crop at random (4 on CIFAR).
       random_resized_crop: crop training images as Inception does.
+
+    Raises:
+      ValueError: on construction, for attributes that do not go together.
     """
 
     mean: tuple[float, ...]
@@ -44,6 +48,24 @@ class Preprocessing:
     flip: bool = False
     shift: int = 0
     random_resized_crop: bool = False
+
+    def __post_init__(self):
+        size, resize = self.image_size, self.resize_size
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"std is {self.std}: must be positive.")
+        if self.shift < 0:
+            raise ValueError(f"shift is {self.shift}: must be 0 or more.")
+        if size is not None and size < 1:
+            raise ValueError(f"image_size is {size}: must be positive.")
+        if size is None and (self.random_resized_crop or resize is not None):
+            raise ValueError(
+                "random_resized_crop and resize_size need an image_size."
+            )
+        if resize is not None and resize < size:
+            raise ValueError(
+                f"resize_size {resize} is smaller than image_size {size}, "
+                "which is cropped from it."
+            )
 
     def train(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 [height, width, channels] -> float32, augmented."""
@@ -110,11 +132,12 @@ def train_batches(
         .repeat()
         .random_map(augment)
     )
-    # Slicing after random_map: randomness follows the place in the stream,
-    # whichever host or worker computes it.
-    share = stream[process_index::process_count]
-    batches = share.batch(batch_size // process_count)[position:]
-    return _iterate(batches, num_workers)
+    # Shares are cut after random_map: randomness follows the place in the
+    # stream, whichever host or worker computes it.
+    shares = stream.batch(batch_size // process_count)
+    return _iterate(
+        shares[process_index::process_count][position:], num_workers
+    )
 
 
 def eval_batches(
@@ -122,7 +145,6 @@ def eval_batches(
     transform: Callable[[np.ndarray], np.ndarray],
     *,
     batch_size: int,
-    num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -131,9 +153,8 @@ def eval_batches(
     Args and shapes: as `train_batches`, and 'mask': bool [batch].
     """
     padded = _Padded(examples, transform, multiple=batch_size)
-    share = grain.MapDataset.source(padded)[process_index::process_count]
-    batches = share.batch(batch_size // process_count)
-    return _iterate(batches, num_workers)
+    shares = grain.MapDataset.source(padded).batch(batch_size // process_count)
+    return _iterate(shares[process_index::process_count], num_workers=0)
 
 
 def to_devices(batch: Batch, sharding: jax.sharding.Sharding):
@@ -169,7 +190,11 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> Iterator[Batch]:
     # Grain reads its own absl flags, which only absl.app parses by itself.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    # Each thread makes a batch; more would fill the memory with them.
+    threads = min(8, os.cpu_count() or 1)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=2 * threads
+    )
     dataset = batches.to_iter_dataset(options)
     if num_workers:
         dataset = dataset.mp_prefetch(

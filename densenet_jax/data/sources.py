@@ -73,6 +73,14 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Source:
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
+    except AssertionError as error:  # a version that there is not
+        raise ValueError(f"Data set {name!r}: {error}") from None
+    except ImportError as error:
+        raise ValueError(
+            f"Data set {name!r} is not prepared in "
+            f"{data_dir or tfds.core.constants.DATA_DIR}, and to make it takes "
+            f"a package ({error}). {_prepare_command(name, data_dir)}"
+        ) from None
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(
@@ -82,28 +90,39 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Source:
         ) from None
     if not builder.is_prepared():
         raise ValueError(
-            f"Data set {name!r} is not prepared in {builder.data_dir}. Prepare "
-            "it once with `pip install tensorflow && tfds build "
-            f"{name} --file_format=array_record"
-            + (f" --data_dir={data_dir}`" if data_dir else "`")
-            + ", or point TFDS_DATA_DIR or config.dataset.data_dir to it."
+            f"Data set {name!r} is not prepared in {builder.data_dir}. "
+            f"{_prepare_command(name, data_dir)}"
         )
+    # Unlike the data set's own builder this one knows of converted copies.
+    builder = tfds.builder_from_directory(builder.data_dir)
     _require_random_access(builder)
-    if split.partition("[")[0] not in builder.info.splits:
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        count = 0
+    if not count:
         raise ValueError(
-            f"Data set {name!r} has no split {split!r}: it has "
-            f"{', '.join(builder.info.splits)}."
+            f"Data set {name!r} has no split {split!r}, or no examples in it: "
+            f"it has {', '.join(builder.info.splits)}."
         )
     features = builder.info.features
-    if not {"image", "label"} <= set(features):
+    try:
+        num_classes = features["label"].num_classes
+        image_shape = features["image"].shape
+    except (KeyError, AttributeError):
         raise ValueError(
             f"Data set {name!r} has the features {', '.join(features)}: "
-            "classification needs 'image' and 'label'."
-        )
-    return Source(
-        builder.as_data_source(split=split),
-        num_classes=features["label"].num_classes,
-        image_shape=features["image"].shape,
+            "classification needs an 'image' and a class 'label'."
+        ) from None
+    return Source(builder.as_data_source(split=split), num_classes, image_shape)
+
+
+def _prepare_command(name: str, data_dir: str | None) -> str:
+    place = f" --data_dir={data_dir}" if data_dir else ""
+    return (
+        "Prepare it once with `pip install tensorflow && tfds build "
+        f"{name} --file_format=array_record{place}`, or point TFDS_DATA_DIR or "
+        "config.dataset.data_dir to it."
     )
 
 

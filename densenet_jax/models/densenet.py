@@ -190,6 +190,7 @@ class DenseNet(nn.Module):
             value = getattr(self, name)
             if not inside(value):
                 raise ValueError(f"{name} is {value!r}: must be {expected}.")
+        _transition_features(self)
         super().__post_init__()
 
     def setup(self):
@@ -210,9 +211,9 @@ class DenseNet(nn.Module):
             conv=conv,
             norm=norm,
         )
-        block = nn.remat(DenseBlock, static_argnums=2)
-        block = block if self.remat == "block" else DenseBlock
-
+        block = DenseBlock
+        if self.remat == "block":
+            block = nn.remat(DenseBlock, static_argnums=2)
         channels = self.stem_features or 2 * self.growth_rate
         if self.stem == "imagenet":
             self.conv0 = conv(channels, 7, stride=2, padding=3)
@@ -224,11 +225,9 @@ class DenseNet(nn.Module):
 
         for i, num_layers in enumerate(self.block_layers, 1):
             setattr(self, f"denseblock{i}", block(num_layers, layer))
-            channels += num_layers * self.growth_rate
-            if i < len(self.block_layers):
-                channels = compressed(channels, self.compression)
-                transition = Transition(channels, self.dropout_rate, conv, norm)
-                setattr(self, f"transition{i}", transition)
+        for i, features in enumerate(_transition_features(self), 1):
+            transition = Transition(features, self.dropout_rate, conv, norm)
+            setattr(self, f"transition{i}", transition)
         self.norm5 = norm()
         self.classifier = nn.Dense(
             self.num_classes, kernel_init=TORCH_LINEAR_INIT
@@ -299,6 +298,17 @@ def compressed(channels: int, compression: float) -> int:
             f"must be at least 1/{channels}."
         )
     return kept
+
+
+def _transition_features(model: DenseNet) -> list[int]:
+    """The channels that each transition makes."""
+    channels = model.stem_features or 2 * model.growth_rate
+    features = []
+    for num_layers in model.block_layers[:-1]:
+        channels += num_layers * model.growth_rate
+        channels = compressed(channels, model.compression)
+        features.append(channels)
+    return features
 
 
 def min_image_size(stem: str, num_blocks: int) -> int:

@@ -15,10 +15,36 @@ from densenet_jax.choices import check_choice
 from densenet_jax.data.pipeline import Preprocessing
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.models.registry import create_model
+from densenet_jax.models.registry import create_model, list_models
 from densenet_jax.training import sharding, steps
 from densenet_jax.training.optimizer import make_optimizer, make_schedule
 from densenet_jax.training.state import TrainState, init_state
+
+_POSITIVE = (lambda v: v > 0, "positive")
+_NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
+_RANGES = {
+    "seed": _NOT_NEGATIVE,
+    "epochs": _POSITIVE,
+    "batch_size": _POSITIVE,
+    "accumulate": _POSITIVE,
+    "label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "ema_decay": (lambda v: v is None or 0 < v < 1, "in (0, 1) or None"),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.base_batch_size": _POSITIVE,
+    "optimizer.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": (
+        lambda v: v is None or v > 0,
+        "positive or None",
+    ),
+    "schedule.factor": _POSITIVE,
+    "dataset.num_workers": _NOT_NEGATIVE,
+    "log_every_steps": _POSITIVE,
+    "eval_every_epochs": _POSITIVE,
+    "checkpoint.every_epochs": _POSITIVE,
+    "checkpoint.keep_newest": _POSITIVE,
+    "checkpoint.keep_best": _POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +84,8 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       ValueError: for whatever in the config does not fit together.
     """
+    _check_ranges(config)
+    check_choice("model", config.model.name, list_models())
     sharding.check_batch_size(config.batch_size, config.accumulate)
     data = config.dataset
     train_source = open_source(data.name, data.train_split, data.data_dir)
@@ -68,6 +96,11 @@ def build(config: ConfigDict) -> Experiment:
 
     steps_per_epoch = Fraction(len(train_source.examples), config.batch_size)
     total_steps = round(config.epochs * steps_per_epoch)
+    if total_steps < 1:
+        raise ValueError(
+            f"epochs is {config.epochs}: of {float(steps_per_epoch):.1f} steps "
+            "each that makes no step."
+        )
     optimizer_options = dict(config.optimizer)
     learning_rate = optimizer_options.pop("learning_rate")
     learning_rate *= config.batch_size / optimizer_options.pop(
@@ -131,6 +164,13 @@ def build(config: ConfigDict) -> Experiment:
             out_shardings=everywhere,
         ),
     )
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    for key, (inside, expected) in _RANGES.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        if not inside(value):
+            raise ValueError(f"{key} is {value!r}: must be {expected}.")
 
 
 def _make_model(options: ConfigDict, source: Source) -> DenseNet:

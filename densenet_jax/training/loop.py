@@ -61,6 +61,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(checkpoints.close)
         start = checkpoints.newest or 0
+        if start > experiment.total_steps:
+            raise ValueError(
+                f"{workdir} holds a checkpoint of step {start:,}, past the "
+                f"config's last, {experiment.total_steps:,}: raise epochs, or "
+                "choose another --workdir."
+            )
         if start:
             _check_position(checkpoints.config(start), json_config, start)
             state = checkpoints.restore(start, experiment.state)
@@ -135,11 +141,16 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
         )
         result = None
         previous = None  # the metrics of the step before, still on the devices
+        log.restart_clock()
         for step in range(start, total + 1):
             last = step == total
             preempted = checkpoints.preempted(step)
-            evaluate = last or _due(step, config.eval_every_epochs, experiment)
-            save = step > start and (
+            # At `start` both have been done before the checkpoint was saved.
+            new = step > start
+            evaluate = last or (
+                new and _due(step, config.eval_every_epochs, experiment)
+            )
+            save = new and (
                 last
                 or preempted
                 or _due(step, config.checkpoint.every_epochs, experiment)
@@ -150,7 +161,9 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                 log.flush(step)
             if evaluate:
                 result = _evaluate(experiment, config, state)
-                log.evaluation(step, result)
+                if new:
+                    log.evaluation(step, result)
+                    save = save or checkpoints.improved_by(result)
                 progress.set_postfix(test=f"{result['top1']:.2%}")
             if save:
                 checkpoints.save(
@@ -158,7 +171,8 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                 )
             if last or preempted:
                 break
-            log.start_clock()
+            if evaluate or save:
+                log.restart_clock()
             batch = pipeline.to_devices(
                 next(batches), experiment.batch["image"].sharding
             )
@@ -189,11 +203,11 @@ class _Log:
         self._sums = {}
         self._steps = 0
         self._seconds = 0.0
-        self._clock = None
+        self._clock = time.perf_counter()
 
-    def start_clock(self):
-        if self._clock is None:
-            self._clock = time.perf_counter()
+    def restart_clock(self):
+        """Leaves the time since the last flush out of images per second."""
+        self._clock = time.perf_counter()
 
     def add(self, indexed_sums):
         """Takes (step, sums on the devices) or None."""
@@ -201,14 +215,12 @@ class _Log:
             return
         step, sums = indexed_sums
         sums = jax.device_get(sums)
-        if not np.isfinite(sums["loss"] + sums["grad_norm"]):
-            raise FloatingPointError(
-                f"Step {step:,}: the loss is {sums['loss'] / sums['count']} "
-                f"and the gradient's norm {sums['grad_norm']}. Training has "
-                "stopped; the last good checkpoint is kept. Lower "
-                "optimizer.learning_rate, lengthen schedule.warmup_epochs or "
-                "set optimizer.clip_norm."
-            )
+        _require_finite(
+            f"Step {step:,}",
+            loss=sums["loss"] / sums["count"],
+            grad_norm=sums["grad_norm"],
+            param_norm=sums["param_norm"],
+        )
         self._sums = metrics.add(self._sums, sums)
         self._steps += 1
 
@@ -223,20 +235,29 @@ class _Log:
             {
                 **metrics.means(self._sums),
                 "grad_norm": float(self._sums["grad_norm"]) / self._steps,
+                "param_norm": float(self._sums["param_norm"]) / self._steps,
                 "learning_rate": float(self._experiment.schedule(step - 1)),
                 "images_per_second": int(self._sums["count"]) / seconds,
             },
         )
-        self._sums, self._steps, self._clock = {}, 0, None
+        self._sums, self._steps = {}, 0
+        self.restart_clock()
 
     def evaluation(self, step, result):
+        """Writes and prints test metrics, and draws the curves so far."""
+        _require_finite(f"Evaluation at step {step:,}", loss=result["loss"])
         self._write(step, "test", result)
+        if self._writer is None:
+            return
         epoch = step / self._experiment.steps_per_epoch
         tqdm.write(
             f"epoch {float(epoch):6.1f}  step {step:7,}  "
             f"{_accuracy(self._experiment, result)}",
             file=sys.stderr,
         )
+        records = curves.read_metrics(self._writer.path)
+        path = self._workdir / "curves.png"
+        curves.plot_curves(records, path, self._workdir.name)
 
     def _write(self, step, split, values):
         if self._writer is not None:
@@ -244,14 +265,8 @@ class _Log:
             self._writer.write(step, split, {"epoch": epoch, **values})
 
     def close(self):
-        if self._writer is None:
-            return
-        self._writer.close()
-        records = curves.read_metrics(self._writer.path)
-        if records:
-            curves.plot_curves(
-                records, self._workdir / "curves.png", self._workdir.name
-            )
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _evaluate(experiment, config, state):
@@ -259,7 +274,6 @@ def _evaluate(experiment, config, state):
         experiment.test_source.examples,
         experiment.preprocessing.evaluate,
         batch_size=config.batch_size,
-        num_workers=config.dataset.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -286,6 +300,16 @@ def _evaluate(experiment, config, state):
     if total["count"] != count:
         raise AssertionError(f"Evaluated {total['count']} of {count} examples.")
     return metrics.means(total)
+
+
+def _require_finite(when: str, **values: float) -> None:
+    if not all(np.isfinite(value) for value in values.values()):
+        found = ", ".join(f"{k} is {float(v)}" for k, v in values.items())
+        raise FloatingPointError(
+            f"{when}: {found}. Training has stopped; the last good checkpoint "
+            "is kept. Lower optimizer.learning_rate, lengthen "
+            "schedule.warmup_epochs or set optimizer.clip_norm."
+        )
 
 
 def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:

@@ -1,5 +1,6 @@
 """Learning rate schedules and optimizers by name, from optax's parts."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,10 +53,10 @@ def make_schedule(
             learning_rate, total_steps - warmup_steps
         )
     else:
-        steps = (round(b * total_steps) - warmup_steps for b in boundaries)
-        main = optax.piecewise_constant_schedule(
-            learning_rate, dict.fromkeys(steps, factor)
-        )
+        factors = collections.defaultdict(lambda: 1.0)
+        for boundary in boundaries:
+            factors[round(boundary * total_steps) - warmup_steps] *= factor
+        main = optax.piecewise_constant_schedule(learning_rate, factors)
     if warmup_steps:
         rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         main = optax.join_schedules([rise, main], [warmup_steps])

@@ -1,9 +1,9 @@
 """What a run writes down: metrics.jsonl and TensorBoard event files."""
 
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any
 
 import tensorboardX
 
@@ -12,7 +12,7 @@ class RunLog:
     """Appends records to metrics.jsonl and to TensorBoard.
 
     A run that continues from a checkpoint repeats what came after it, so
-    records from there on are dropped first.
+    later records are dropped first.
     """
 
     def __init__(self, workdir: Path, first_step: int):
@@ -20,11 +20,11 @@ class RunLog:
         self.path = workdir / "metrics.jsonl"
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
-            kept = "".join(line for line in lines if _before(line, first_step))
+            kept = "".join(x for x in lines if _step_of(x) <= first_step)
             write_atomically(self.path, kept)
         self._file = self.path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step
+            str(workdir / "tensorboard"), purge_step=first_step + 1
         )
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -46,11 +46,8 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _before(line: str, first_step: int) -> bool:
+def _step_of(line: str) -> float:
     try:
-        record: dict[str, Any] = json.loads(line)
+        return json.loads(line)["step"]
     except json.JSONDecodeError:  # cut off while it was written
-        return False
-    if record["split"] == "train":
-        return record["step"] <= first_step
-    return record["step"] < first_step
+        return math.inf

@@ -43,7 +43,8 @@ def train_step(
 
     Returns:
       The next state, and sums over the batch (see `metrics.example_sums`) with
-      'grad_norm', the global norm of the mean gradient.
+      'grad_norm' and 'param_norm', the global norms of the mean gradient and
+      of the parameters after the step.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -102,7 +103,11 @@ def train_step(
         state = state.replace(
             ema=optax.incremental_update(state.variables, state.ema, 1 - decay)
         )
-    return state, {**sums, "grad_norm": optax.tree.norm(gradients)}
+    norms = {
+        "grad_norm": optax.tree.norm(gradients),
+        "param_norm": optax.tree.norm(state.params),
+    }
+    return state, {**sums, **norms}
 
 
 def eval_step(
