@@ -1,0 +1,131 @@
+"""A DenseNet's architecture, read off the shapes of its tensors."""
+
+import collections
+import re
+from collections.abc import Mapping
+
+from densenet_jax.models.densenet import DenseNet, compressed
+
+Shape = tuple[int, ...]
+
+
+def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
+    """The attributes of the `DenseNet` that has tensors of these shapes.
+
+    Where tensors disagree the majority counts, so that one wrong shape shows
+    as that when the result's own shapes are compared with these.
+
+    Args:
+      shapes: path in our parameter tree, leaf included -> shape in our layout.
+
+    Raises:
+      ValueError: there is no such net, or too little of it is there.
+    """
+    if "conv0/kernel" not in shapes:
+        raise ValueError("The stem's convolution (conv0/kernel) is missing.")
+    stem = shapes["conv0/kernel"]
+    stems = {(7, 7): "imagenet", (3, 3): "cifar"}
+    if len(stem) != 4 or stem[:2] not in stems:
+        raise ValueError(
+            f"conv0/kernel is {list(stem)}, expected [height, width, in, out] "
+            "with height and width 7 (for ImageNet) or 3 (for CIFAR)."
+        )
+    block_layers = _block_layers(shapes)
+    if not block_layers or not all(block_layers):
+        raise ValueError(f"Dense layers are missing: blocks {block_layers}.")
+
+    bottleneck = any("/conv2/" in path for path in shapes)
+    last = "conv2" if bottleneck else "conv1"
+    layers = [
+        f"denseblock{block}/denselayer{layer}"
+        for block, num_layers in enumerate(block_layers, 1)
+        for layer in range(1, num_layers + 1)
+    ]
+    growth_rate = _size(shapes, [(f"{p}/{last}/kernel", -1) for p in layers])
+    width = (
+        _size(shapes, [(f"{p}/conv1/kernel", -1) for p in layers])
+        if bottleneck
+        else 0
+    )
+    if width % growth_rate:
+        raise ValueError(
+            f"The 1x1 convolutions make {width} channels, which is no "
+            f"multiple of the growth rate {growth_rate}."
+        )
+    stem_features = _entry_width(shapes, 1, "conv0/kernel")
+    return {
+        "block_layers": block_layers,
+        "growth_rate": growth_rate,
+        "compression": _compression(
+            shapes, block_layers, growth_rate, stem_features
+        ),
+        "bottleneck_width": width // growth_rate,
+        "stem": stems[stem[:2]],
+        "stem_norm": any(path.startswith("norm0/") for path in shapes),
+        "stem_features": (
+            None if stem_features == 2 * growth_rate else stem_features
+        ),
+        "num_classes": _size(
+            shapes,
+            [("classifier/bias", 0), ("classifier/kernel", -1)],
+            default=DenseNet.num_classes,
+        ),
+    }
+
+
+def _block_layers(shapes) -> tuple[int, ...]:
+    """The highest layer's number of each block."""
+    layers = collections.defaultdict(int)
+    for path in shapes:
+        if found := re.match(r"denseblock(\d+)/denselayer(\d+)/", path):
+            block, layer = map(int, found.groups())
+            layers[block] = max(layers[block], layer)
+    return tuple(layers[i] for i in range(1, max(layers, default=0) + 1))
+
+
+def _size(shapes, candidates, default=None) -> int:
+    """The commonest size among (path, axis) pairs."""
+    sizes = collections.Counter(
+        shapes[path][axis]
+        for path, axis in candidates
+        if len(shapes.get(path, ())) > axis
+    )
+    if not sizes and default is None:
+        raise ValueError(f"{candidates[0][0]} and all of its kind is missing.")
+    return sizes.most_common(1)[0][0] if sizes else default
+
+
+def _entry_width(shapes, block: int, source: str) -> int:
+    """Channels that enter a block: its source makes, its first layer reads."""
+    first = f"denseblock{block}/denselayer1"
+    return _size(
+        shapes,
+        [
+            (f"{first}/norm1/scale", 0),
+            (f"{first}/norm1/mean", 0),
+            (source, -1),
+        ],
+    )
+
+
+def _compression(shapes, block_layers, growth_rate, channels) -> float:
+    """The theta that gives every transition's width, the simplest first."""
+    widths = []
+    for block, num_layers in enumerate(block_layers[:-1], 1):
+        channels += num_layers * growth_rate
+        after = _entry_width(
+            shapes, block + 1, f"transition{block}/conv/kernel"
+        )
+        widths.append((channels, after))
+        channels = after
+    simple = [0.5, 1.0]
+    simple += [n / d for d in (10, 100, 1000) for n in range(1, d)]
+    exact = [after / before for before, after in widths]
+    for theta in simple + exact:
+        if all(compressed(m, theta) == after for m, after in widths):
+            return theta
+    raise ValueError(
+        "No compression theta gives every transition's width, floor(theta m): "
+        + ", ".join(f"{m} -> {after}" for m, after in widths)
+        + " channels."
+    )
