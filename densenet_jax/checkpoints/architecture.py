@@ -1,4 +1,4 @@
-"""A DenseNet's architecture, read off the shapes of its tensors."""
+"""A DenseNet's attributes from the shapes of its tensors, and back."""
 
 import collections
 import re
@@ -71,6 +71,50 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
             default=DenseNet.num_classes,
         ),
     }
+
+
+def tensor_shapes(model: DenseNet, in_channels: int) -> dict[str, Shape]:
+    """The shape of every parameter and statistic of a model, by path.
+
+    The same as tracing `model.init`, which takes seconds for a deep net.
+    """
+    shapes = {}
+
+    def norm(path, channels):
+        for leaf in ("scale", "bias", "mean", "var"):
+            shapes[f"{path}/{leaf}"] = (channels,)
+
+    def conv(path, size, inputs, outputs):
+        shapes[f"{path}/kernel"] = (size, size, inputs, outputs)
+
+    growth_rate = model.growth_rate
+    channels = model.stem_features or 2 * growth_rate
+    conv(
+        "conv0", {"imagenet": 7, "cifar": 3}[model.stem], in_channels, channels
+    )
+    if model.stem_norm:
+        norm("norm0", channels)
+    for block, num_layers in enumerate(model.block_layers, 1):
+        for layer in range(1, num_layers + 1):
+            path = f"denseblock{block}/denselayer{layer}"
+            norm(f"{path}/norm1", channels)
+            if model.bottleneck_width:
+                width = model.bottleneck_width * growth_rate
+                conv(f"{path}/conv1", 1, channels, width)
+                norm(f"{path}/norm2", width)
+                conv(f"{path}/conv2", 3, width, growth_rate)
+            else:
+                conv(f"{path}/conv1", 3, channels, growth_rate)
+            channels += growth_rate
+        if block < len(model.block_layers):
+            before, path = channels, f"transition{block}"
+            channels = compressed(before, model.compression)
+            norm(f"{path}/norm", before)
+            conv(f"{path}/conv", 1, before, channels)
+    norm("norm5", channels)
+    shapes["classifier/kernel"] = (channels, model.num_classes)
+    shapes["classifier/bias"] = (model.num_classes,)
+    return shapes
 
 
 def _block_layers(shapes) -> tuple[int, ...]:

@@ -13,14 +13,13 @@ from absl import logging
 from safetensors.numpy import save_file
 
 from densenet_jax.checkpoints import layouts
-from densenet_jax.checkpoints.architecture import infer_architecture
+from densenet_jax.checkpoints.architecture import (
+    infer_architecture,
+    tensor_shapes,
+)
 from densenet_jax.checkpoints.structure import NoMatchError, match_structure
 from densenet_jax.checkpoints.tensor_files import TensorFile, open_tensors
-from densenet_jax.models.densenet import (
-    TORCH_LINEAR_INIT,
-    DenseNet,
-    min_image_size,
-)
+from densenet_jax.models.densenet import TORCH_LINEAR_INIT, DenseNet
 
 _STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
@@ -138,7 +137,7 @@ def _load(path, num_classes, in_channels, mapping):
             f"The classifier is new, for {num_classes} classes, not trained."
         )
     model = DenseNet(**attributes)
-    expected = _expected_shapes(model, shapes["conv0/kernel"][2])
+    expected = tensor_shapes(model, shapes["conv0/kernel"][2])
     replaced = {t for t in expected if new_head and t.startswith(_HEAD)}
 
     for target, shape in expected.items():
@@ -169,7 +168,8 @@ def _load(path, num_classes, in_channels, mapping):
             )
         dtypes[str(values.dtype)] += 1
         values = values.transpose(axes[target])
-        flat[target] = jnp.asarray(np.array(values, np.float32, order="C"))
+        values = np.array(values, np.float32, order="C")
+        flat[target] = jax.device_put(values)
     for dtype, count in dtypes.items():
         if dtype != "float32":
             remarks.append(f"{count} tensors were {dtype}, now float32.")
@@ -251,14 +251,6 @@ def _match_structure(container, shapes, remarks):
         "order", {layouts.re.escape(k): v for k, v in modules.items()}
     )
     return _apply(layout, shapes)
-
-
-def _expected_shapes(model, in_channels) -> dict[str, tuple[int, ...]]:
-    """path -> shape of every parameter and statistic."""
-    size = min_image_size(model.stem, len(model.block_layers))
-    images = jax.ShapeDtypeStruct((1, size, size, in_channels), jnp.float32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in _flatten(tree).items()}
 
 
 def _flatten(variables) -> dict[str, jax.Array]:
