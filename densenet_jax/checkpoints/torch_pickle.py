@@ -12,6 +12,7 @@ import pickletools
 import struct
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -127,7 +128,13 @@ class _Archive:
                 f"Storage {key!r} has {content.size} bytes, but {count} "
                 f"values of {dtype} were declared."
             )
-        return content.view(dtype)
+        return _Storage(content.view(dtype))
+
+
+class _Storage(NamedTuple):
+    """One entry under data/: unlike a tensor, always whole."""
+
+    values: np.ndarray  # [count]
 
 
 def _empty_dict():
@@ -135,23 +142,24 @@ def _empty_dict():
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
-    if not isinstance(storage, np.ndarray):
-        raise ValueError("A tensor has no storage.")
+    if not isinstance(storage, _Storage):
+        raise ValueError("A tensor is not made of a storage.")
+    values = storage.values
     if any(n < 0 for n in (offset, *size, *stride)):
         raise ValueError("A tensor has a negative size, stride or offset.")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     count = math.prod(size)
     # More values than the storage has (a stride of 0) would be made of a few
     # bytes: a bomb.
-    if count > storage.size or (count and last >= storage.size):
+    if count > values.size or (count and last >= values.size):
         raise ValueError(
             f"A tensor of shape {size} does not fit into its storage of "
-            f"{storage.size} values."
+            f"{values.size} values."
         )
     return np.lib.stride_tricks.as_strided(
-        storage[offset:],
+        values[offset:],
         size,
-        [s * storage.itemsize for s in stride],
+        [s * values.itemsize for s in stride],
         writeable=False,
     )
 
