@@ -68,7 +68,9 @@ def test_views_share_a_storage(path):
 EVIL = {
     "posix.system": call("posix", "system", "touch ran"),
     "os.system": call("os", "system", "touch ran"),
-    "builtins.eval": call("builtins", "eval", "__import__('pathlib').Path('ran').touch()"),
+    "builtins.eval": call(
+        "builtins", "eval", "__import__('pathlib').Path('ran').touch()"
+    ),
     "__builtin__.exec": call("__builtin__", "exec", "import os"),
     "builtins.getattr": call(
         "builtins", "getattr", call("os", "system"), "__call__"
@@ -140,8 +142,9 @@ def test_a_key_twice(path):
 
 def test_an_entry_twice(path):
     write(path, {"a": np.ones(2)})
-    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning):
-        file.writestr("archive/data/0", bytes(16))
+    with zipfile.ZipFile(path, "a") as file:
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr("archive/data/0", bytes(16))
     refused(path, "two entries of one name")
 
 
