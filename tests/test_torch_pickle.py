@@ -142,9 +142,11 @@ def test_a_key_twice(path):
 
 def test_an_entry_twice(path):
     write(path, {"a": np.ones(2)})
-    with zipfile.ZipFile(path, "a") as file:
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            file.writestr("archive/data/0", bytes(16))
+    with (
+        zipfile.ZipFile(path, "a") as file,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        file.writestr("archive/data/0", bytes(16))
     refused(path, "two entries of one name")
 
 

@@ -255,7 +255,7 @@ def test_lists_all_that_is_wrong(tmp_path, state_dict):
         assert line in message
 
 
-@pytest.mark.parametrize("change", ["drop", "grow", "integer"])
+@pytest.mark.parametrize("change", ["drop", "grow", "empty", "integer"])
 def test_no_tensor_may_be_wrong(tmp_path, state_dict, change):
     """Each tensor in turn is missing, of another shape, or of integers."""
     path = tmp_path / "wrong.safetensors"
@@ -263,12 +263,18 @@ def test_no_tensor_may_be_wrong(tmp_path, state_dict, change):
         wrong = dict(state_dict)
         if change == "drop":
             del wrong[name]
-        elif change == "grow":
-            wrong[name] = np.ones([n + 1 for n in value.shape], np.float32)
-        else:
+            match = "missing"
+        elif change == "integer":
             wrong[name] = value.astype(np.int32)
+            match = f"{name} is int32: expected floats"
+        else:
+            size = 0 if change == "empty" else value.shape[0] + 1
+            wrong[name] = np.ones((size, *value.shape[1:]), np.float32)
+            # Of a head's two tensors either may be the wrong one.
+            name = re.sub("classifier.*", r"classifier.(weight|bias)", name)
+            match = rf"mis-shaped \(1\):\n  {name} is \["
         save_file(wrong, path)
-        refused(path, "")
+        refused(path, match)
 
 
 def test_damaged_files(tmp_path):
@@ -438,7 +444,7 @@ def test_order_and_shapes(tmp_path, model):
         (lambda m: [*m, m[-1]], "m18 follows the last layer"),
         (lambda m: m[:-2] + m[-1:], "as norm5, a norm"),
         (lambda m: [*m[:-1], {"kernel": (3, 3)}], "no linear layer"),
-        (lambda m: [{"kernel": (7, 5, 3, 8)}, *m[1:]], "a 5x7 kernel"),
+        (lambda m: [{"kernel": (7, 5, 3, 8)}, *m[1:]], "a 7x5 kernel"),
     ],
 )
 def test_an_order_that_does_not_fit(tmp_path, edit, reason):

@@ -67,7 +67,7 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
         ),
         "num_classes": _size(
             shapes,
-            [("classifier/bias", 0), ("classifier/kernel", -1)],
+            [("classifier/kernel", -1), ("classifier/bias", 0)],
             default=DenseNet.num_classes,
         ),
     }
@@ -130,9 +130,10 @@ def _block_layers(shapes) -> tuple[int, ...]:
 def _size(shapes, candidates, default=None) -> int:
     """The commonest size among (path, axis) pairs."""
     sizes = collections.Counter(
-        shapes[path][axis]
+        size
         for path, axis in candidates
-        if len(shapes.get(path, ())) > axis
+        for size in shapes.get(path, ())[axis:][:1]
+        if size > 0
     )
     if not sizes and default is None:
         raise ValueError(f"{candidates[0][0]} and all of its kind is missing.")

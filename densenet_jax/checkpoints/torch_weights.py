@@ -104,7 +104,7 @@ def _load(path, num_classes, in_channels, mapping):
             problems["unused"].append(name)
         elif target in sources:
             problems["duplicate"].append(
-                f"{name} and {sources[target]} are both {target}"
+                f"{sources[target]} and {name} are both {target}"
             )
         else:
             sources[target] = name
