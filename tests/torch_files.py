@@ -37,7 +37,11 @@ def write(path, tree, *, edit=None, compress=(), archive="archive"):
     """
     storages = []
     program = b"\x80\x02" + _dump(tree, storages) + b"."
-    entries = {"data.pkl": program, "byteorder": b"little"}
+    entries = {
+        "data.pkl": program,
+        "byteorder": b"little",
+        "version": b"3\n",
+    }
     for key, storage in enumerate(storages):
         entries[f"data/{key}"] = storage.tobytes()
     if edit:
