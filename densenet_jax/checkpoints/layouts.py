@@ -67,6 +67,14 @@ _TORCHVISION = {
 }
 
 LAYOUTS = (
+    Layout(
+        "this project",
+        {
+            r"(?P<path>conv0|norm0|norm5|classifier"
+            r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
+            r"|transition\d+/(?:norm|conv))": "{path}"
+        },
+    ),
     Layout("torchvision and timm", _TORCHVISION),
     Layout(
         "efficient_densenet_pytorch (gpleiss)",
@@ -155,11 +163,11 @@ def our_leaf(leaf: str, rank: int) -> str | None:
     """The leaf in our tree; None for one that a DenseNet does not have."""
     if leaf == "weight":
         return "scale" if rank == 1 else "kernel"
+    if leaf in ("kernel", "scale", "bias", "mean", "var"):
+        return leaf
     return {
-        "bias": "bias",
         "running_mean": "mean",
         "running_var": "var",
-        "kernel": "kernel",
         "gamma": "scale",
         "beta": "bias",
         "moving_mean": "mean",

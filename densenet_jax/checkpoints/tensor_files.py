@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import flax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -28,23 +29,29 @@ class TensorFile:
 
     Attributes:
       tensors: names are `module.leaf`, in the file's order.
-      container: 'torch', 'safetensors' or 'keras'.
+      container: 'torch', 'safetensors', 'keras' or 'run'.
       remarks: what a user should know, one sentence each.
+      norm_epsilon: of the net, where the file says it.
     """
 
     tensors: Mapping[str, StoredTensor]
     container: str
     remarks: tuple[str, ...] = ()
+    norm_epsilon: float | None = None
 
 
 def open_tensors(path: str | Path) -> TensorFile:
     """Opens a file of weights; what it is, is read off its first bytes.
+
+    A directory is that of a training run, or made by `tools.convert`.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a file of weights, or one that is not read: the message
         says what to do.
     """
+    if Path(path).is_dir():
+        return _open_run(Path(path))
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(b"PK"):
@@ -156,3 +163,24 @@ def _keras_name(path, group):
         leaves = leaves if len(group) == len(leaves) else ("kernel", "bias")
         leaf = leaves[int(leaf)] if int(leaf) < len(leaves) else leaf
     return f"{layer}.{leaf.removesuffix(':0')}"
+
+
+def _open_run(directory):
+    from densenet_jax.checkpoints import manager  # Orbax takes long to import.
+
+    step, variables, config = manager.load_variables(directory)
+    tensors = {}
+    for collection in variables.values():
+        for path, value in flax.traverse_util.flatten_dict(
+            collection, sep="/"
+        ).items():
+            module, _, leaf = path.rpartition("/")
+            tensors[f"{module}.{leaf}"] = StoredTensor(
+                value.shape, functools.partial(np.asarray, value)
+            )
+    return TensorFile(
+        tensors,
+        "run",
+        (f"The weights are those of step {step}.",),
+        config["model"]["norm_epsilon"],
+    )

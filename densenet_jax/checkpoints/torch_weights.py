@@ -120,7 +120,7 @@ def _load(path, num_classes, in_channels, mapping):
     }
 
     try:
-        attributes = infer_architecture(shapes) | {"norm_epsilon": epsilon}
+        attributes = infer_architecture(shapes)
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
     has_head = any(target.startswith(_HEAD) for target in shapes)
@@ -136,7 +136,7 @@ def _load(path, num_classes, in_channels, mapping):
         remarks.append(
             f"The classifier is new, for {num_classes} classes, not trained."
         )
-    model = DenseNet(**attributes)
+    model = DenseNet(**attributes, norm_epsilon=file.norm_epsilon or epsilon)
     expected = tensor_shapes(model, shapes["conv0/kernel"][2])
     replaced = {t for t in expected if new_head and t.startswith(_HEAD)}
 
