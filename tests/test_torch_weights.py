@@ -31,6 +31,7 @@ from densenet_jax.checkpoints.architecture import (
 from densenet_jax.checkpoints.tensor_files import open_tensors
 from densenet_jax.checkpoints.torch_weights import load_weights, to_torch
 from densenet_jax.models.densenet import DenseNet
+from tests.random_variables import random_variables
 from tests.torch_files import write
 
 GOLDEN = Path(__file__).parent / "data" / "weights"
@@ -45,16 +46,7 @@ TINY = DenseNet(
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random values in every tensor of TINY."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(
-        TINY.init,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
-    )
-    return jax.tree.map(
-        lambda s: rng.uniform(0.5, 1.5, s.shape).astype(s.dtype), shapes
-    )
+    return random_variables(TINY)
 
 
 @pytest.fixture
@@ -80,14 +72,14 @@ def refused(path, match, **arguments):
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_golden_logits(name):
-    model, loaded, _ = load_weights(GOLDEN / name)
+    model, loaded, *_ = load_weights(GOLDEN / name)
     logits = jax.jit(model.apply)(loaded, IMAGES)
     assert np.abs(LOGITS[name]).max() > 0.5
     np.testing.assert_allclose(logits, LOGITS[name], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "remarks"),
+    ("name", "said"),
     [
         ("torchvision.pth", ["torchvision and timm"]),
         ("torchvision_legacy.pth", ["torchvision and timm"]),
@@ -104,18 +96,20 @@ def test_golden_logits(name):
         ("keras.weights.h5", ["Keras applications"]),
     ],
 )
-def test_says_what_it_recognised(name, remarks):
-    said = load_weights(GOLDEN / name).remarks
-    assert len(said) == len(remarks)
-    for remark, expected in zip(said, remarks):
-        assert re.search(expected, remark)
+def test_says_what_it_recognised(name, said):
+    _, _, remarks, changes = load_weights(GOLDEN / name)
+    for line, expected in zip(remarks + changes, said, strict=True):
+        assert re.search(expected, line)
 
 
 def test_logs_what_it_recognised(caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="densenet_jax"):
         load_pretrained(GOLDEN / "monai.pth", num_classes=5)
-    assert "MONAI" in caplog.text
-    assert "The classifier is new, for 5 classes" in caplog.text
+    levels = {r.getMessage(): r.levelname for r in caplog.records}
+    path = GOLDEN / "monai.pth"
+    assert levels[f"{path}: The names are those of MONAI."] == "INFO"
+    new = f"{path}: The classifier is new, for 5 classes, not trained."
+    assert levels[new] == "WARNING"
 
 
 def test_keras_epsilon():
@@ -137,7 +131,7 @@ def test_keras_epsilon():
 def test_prefixes(tmp_path, variables, state_dict, prefix):
     path = tmp_path / "prefixed.safetensors"
     save_file({prefix + k: v for k, v in state_dict.items()}, path)
-    _, loaded, remarks = load_weights(path)
+    _, loaded, remarks, _ = load_weights(path)
     assert_same(loaded, variables)
     assert f"Prefixes left out: {prefix}." in remarks
 
@@ -313,7 +307,7 @@ def test_data_types(tmp_path, variables, state_dict, dtype, container):
         write(path, cast)
     else:
         save_file(cast, path)
-    _, loaded, remarks = load_weights(path)
+    _, loaded, _, changes = load_weights(path)
     expected = jax.tree.map(
         lambda x: x.astype(dtype).astype(np.float32), variables
     )
@@ -321,7 +315,7 @@ def test_data_types(tmp_path, variables, state_dict, dtype, container):
     assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype("float32")}
     count = len(state_dict)
     remark = f"{count} tensors were {np.dtype(dtype)}, now float32."
-    assert (remark in remarks) == (dtype != np.float32)
+    assert (remark in changes) == (dtype != np.float32)
 
 
 # A new head, another number of input channels.
@@ -330,20 +324,20 @@ def test_data_types(tmp_path, variables, state_dict, dtype, container):
 def test_a_new_head(tmp_path, variables, state_dict):
     path = tmp_path / "weights.safetensors"
     save_torch(variables, path)
-    model, loaded, remarks = load_weights(path, num_classes=5)
+    model, loaded, _, changes = load_weights(path, num_classes=5)
     assert model == TINY.clone(num_classes=5)
     head = loaded["params"].pop("classifier")
     assert head["kernel"].shape == (12, 5)
     assert 0.1 < jnp.abs(head["kernel"]).max() < 12**-0.5
     np.testing.assert_array_equal(head["bias"], np.zeros(5))
-    assert "The classifier is new, for 5 classes, not trained." in remarks
+    assert "The classifier is new, for 5 classes, not trained." in changes
     body = variables["params"] | {}
     del body["classifier"]
     assert_same(loaded["params"], body)
 
-    model, loaded, remarks = load_weights(path, num_classes=3)
+    model, loaded, _, changes = load_weights(path, num_classes=3)
     assert_same(loaded, variables)
-    assert not any("classifier" in remark for remark in remarks)
+    assert not any("classifier" in change for change in changes)
 
 
 def test_no_head(tmp_path, state_dict):
@@ -363,7 +357,7 @@ def test_input_channels(tmp_path, variables, channels):
     """Images that repeat their channels keep the sum over them."""
     path = tmp_path / "weights.safetensors"
     save_torch(variables, path)
-    _, loaded, remarks = load_weights(path, in_channels=channels)
+    _, loaded, _, changes = load_weights(path, in_channels=channels)
     kernel = loaded["params"].pop("conv0")["kernel"]
     before = variables["params"]["conv0"]["kernel"]
     if channels == 1:
@@ -372,16 +366,16 @@ def test_input_channels(tmp_path, variables, channels):
         order = [i % 3 for i in range(channels)]
         expected = before[:, :, order] * np.float32(3 / channels)
     np.testing.assert_allclose(kernel, expected, rtol=1e-6)
-    assert f"adapted from 3 to {channels} input" in remarks[-1]
+    assert f"adapted from 3 to {channels} input" in changes[-1]
     assert_same(loaded["batch_stats"], variables["batch_stats"])
 
 
 def test_same_input_channels(tmp_path, variables):
     path = tmp_path / "weights.safetensors"
     save_torch(variables, path)
-    _, loaded, remarks = load_weights(path, in_channels=3)
+    _, loaded, _, changes = load_weights(path, in_channels=3)
     assert_same(loaded, variables)
-    assert not any("adapted" in remark for remark in remarks)
+    assert not any("adapted" in change for change in changes)
     refused(path, "num_classes is 0", num_classes=0)
     with pytest.raises(ValueError, match="in_channels is 0"):
         load_pretrained(path, in_channels=0)
@@ -424,9 +418,9 @@ def unknown_names(model, path, edit=lambda modules: modules):
 )
 def test_order_and_shapes(tmp_path, model):
     path = unknown_names(model, tmp_path / "weights.pth")
-    loaded, _, remarks = load_weights(path)
+    loaded, _, _, changes = load_weights(path)
     assert loaded == model
-    assert "recognised by their order and shapes" in remarks[0]
+    assert "recognised by their order and shapes" in changes[0]
 
 
 @pytest.mark.parametrize(
@@ -499,7 +493,7 @@ def test_a_mapping(tmp_path, variables, state_dict):
     refused(path, "follow no known layout")
     mapping = tmp_path / "mapping.toml"
     mapping.write_text(MAPPING)
-    model, loaded, remarks = load_weights(path, mapping=mapping)
+    model, loaded, remarks, _ = load_weights(path, mapping=mapping)
     assert model == TINY.clone(norm_epsilon=1e-3)
     assert_same(loaded, variables)
     assert f"The names are mapped by {mapping}." in remarks
@@ -560,14 +554,7 @@ def test_other_variables_are_not_written(tmp_path, variables):
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["pth", "safetensors"])
 def test_a_deep_net_loads_fast(tmp_path, container):
-    shapes = tensor_shapes(create_model("densenet201"), 3)
-    variables = {"params": {}, "batch_stats": {}}
-    for path, shape in shapes.items():
-        *modules, leaf = path.split("/")
-        tree = variables["batch_stats" if leaf in ("mean", "var") else "params"]
-        for module in modules:
-            tree = tree.setdefault(module, {})
-        tree[leaf] = np.ones(shape, np.float32)
+    variables = random_variables(create_model("densenet201"))
     file = tmp_path / f"densenet201.{container}"
     if container == "pth":
         write(file, to_torch(variables))

@@ -1,6 +1,7 @@
 """Weights of PyTorch and Keras files <-> this project's variables."""
 
 import collections
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from safetensors.numpy import save_file
 
 from densenet_jax.checkpoints import layouts
@@ -21,16 +21,24 @@ from densenet_jax.checkpoints.structure import NoMatchError, match_structure
 from densenet_jax.checkpoints.tensor_files import TensorFile, open_tensors
 from densenet_jax.models.densenet import TORCH_LINEAR_INIT, DenseNet
 
+_log = logging.getLogger(__name__)
+
 _STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
 
 
 class Loaded(NamedTuple):
-    """A model, its variables, and what was said while loading it."""
+    """A model, its variables, and one sentence on each thing to know.
+
+    Attributes:
+      remarks: how the file was read.
+      changes: what differs from the file, or is a guess.
+    """
 
     model: DenseNet
     variables: dict
     remarks: list[str]
+    changes: list[str]
 
 
 def load_pretrained(
@@ -42,7 +50,7 @@ def load_pretrained(
     """Loads weights that PyTorch or Keras saved, whoever trained them.
 
     The architecture is read off the tensors' names and shapes. What was
-    recognised and changed is logged.
+    recognised is logged as information, what is changed as a warning.
 
     >>> model, variables = load_pretrained("densenet121-a639ec97.pth")
     >>> logits = model.apply(variables, images)
@@ -68,7 +76,9 @@ def load_pretrained(
         path, num_classes=num_classes, in_channels=in_channels
     )
     for remark in loaded.remarks:
-        logging.info("%s: %s", path, remark)
+        _log.info("%s: %s", path, remark)
+    for change in loaded.changes:
+        _log.warning("%s: %s", path, change)
     return loaded.model, loaded.variables
 
 
@@ -79,7 +89,7 @@ def load_weights(
     in_channels: int | None = None,
     mapping: str | Path | None = None,
 ) -> Loaded:
-    """`load_pretrained` that returns its remarks instead of logging them.
+    """`load_pretrained` that returns what it has to say instead of logging it.
 
     Args:
       mapping: a file for `layouts.read_mapping`, in place of the known layouts.
@@ -94,8 +104,8 @@ def load_weights(
 
 def _load(path, num_classes, in_channels, mapping):
     file = open_tensors(path)
-    remarks = list(file.remarks)
-    places, epsilon = _locate(file, mapping, remarks)
+    remarks, changes = list(file.remarks), []
+    places, epsilon = _locate(file, mapping, remarks, changes)
 
     problems = collections.defaultdict(list)
     sources = {}
@@ -133,7 +143,7 @@ def _load(path, num_classes, in_channels, mapping):
         )
     if new_head:
         attributes["num_classes"] = num_classes
-        remarks.append(
+        changes.append(
             f"The classifier is new, for {num_classes} classes, not trained."
         )
     model = DenseNet(**attributes, norm_epsilon=file.norm_epsilon or epsilon)
@@ -172,7 +182,7 @@ def _load(path, num_classes, in_channels, mapping):
         flat[target] = jax.device_put(values)
     for dtype, count in dtypes.items():
         if dtype != "float32":
-            remarks.append(f"{count} tensors were {dtype}, now float32.")
+            changes.append(f"{count} tensors were {dtype}, now float32.")
     if new_head:
         shape = expected[_HEAD + "kernel"]
         flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(jax.random.key(0), shape)
@@ -180,15 +190,15 @@ def _load(path, num_classes, in_channels, mapping):
     kernel = flat["conv0/kernel"]
     if in_channels not in (None, kernel.shape[2]):
         flat["conv0/kernel"] = _adapt_stem(kernel, in_channels)
-        remarks.append(
+        changes.append(
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
         )
-    return Loaded(model, _to_tree(flat), remarks)
+    return Loaded(model, _to_tree(flat), remarks, changes)
 
 
 def _locate(
-    file: TensorFile, mapping, remarks
+    file: TensorFile, mapping, remarks, changes
 ) -> tuple[dict[str, str | None], float]:
     """Our path of every tensor (None where unknown); the norms' epsilon."""
     names = [n for n in file.tensors if not layouts.DROPPED.fullmatch(n)]
@@ -206,7 +216,7 @@ def _locate(
     places, layout = min(tries, key=lambda t: list(t[0].values()).count(None))
     unknown = list(places.values()).count(None)
     if 2 * unknown > len(places):
-        return _match_structure(file.container, shapes, remarks), 1e-5
+        return _match_structure(file.container, shapes, changes), 1e-5
 
     for name, prefix in prefix_of.items():
         if explanation := layouts.foreign(name.removeprefix(prefix)):
@@ -228,7 +238,7 @@ def _apply(layout, shapes, prefix_of=None):
     return places
 
 
-def _match_structure(container, shapes, remarks):
+def _match_structure(container, shapes, changes):
     """The places of tensors whose names follow no table."""
     try:
         if container != "torch":
@@ -241,7 +251,7 @@ def _match_structure(container, shapes, remarks):
             "mapping file (see densenet_jax.checkpoints.layouts.read_mapping) "
             "and run densenet_jax.tools.convert with --mapping=FILE."
         ) from error
-    remarks.append(
+    changes.append(
         "The names follow no known layout: the layers were recognised by "
         "their order and shapes. That features are concatenated oldest first, "
         "and where the net has strides, cannot be seen in a file: check the "

@@ -37,11 +37,11 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, or a directory without an ending."
         )
-    model, variables, remarks = torch_weights.load_weights(
+    model, variables, remarks, changes = torch_weights.load_weights(
         source, mapping=arguments.mapping
     )
-    for remark in remarks:
-        print(remark)
+    for line in remarks + changes:
+        print(line)
     print(f"Architecture: {torch_weights.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
