@@ -88,21 +88,23 @@ def load_weights(
     num_classes: int | None = None,
     in_channels: int | None = None,
     mapping: str | Path | None = None,
+    seed: int = 0,
 ) -> Loaded:
     """`load_pretrained` that returns what it has to say instead of logging it.
 
     Args:
       mapping: a file for `layouts.read_mapping`, in place of the known layouts.
+      seed: of a new classifier.
     """
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}: must be positive.")
     try:
-        return _load(path, num_classes, in_channels, mapping)
+        return _load(path, num_classes, in_channels, mapping, seed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _load(path, num_classes, in_channels, mapping):
+def _load(path, num_classes, in_channels, mapping, seed):
     file = open_tensors(path)
     remarks, changes = list(file.remarks), []
     places, epsilon = _locate(file, mapping, remarks, changes)
@@ -185,7 +187,7 @@ def _load(path, num_classes, in_channels, mapping):
             changes.append(f"{count} tensors were {dtype}, now float32.")
     if new_head:
         shape = expected[_HEAD + "kernel"]
-        flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(jax.random.key(0), shape)
+        flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(jax.random.key(seed), shape)
         flat[_HEAD + "bias"] = jnp.zeros(shape[1])
     kernel = flat["conv0/kernel"]
     if in_channels not in (None, kernel.shape[2]):
@@ -315,6 +317,7 @@ def describe(model: DenseNet) -> str:
         "stem_norm",
         "stem_features",
         "num_classes",
+        "norm_epsilon",
     )
     return ", ".join(f"{name}={getattr(model, name)}" for name in names)
 
