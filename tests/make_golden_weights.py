@@ -117,6 +117,35 @@ class CifarNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class NewestFirstLayer(CifarLayer):
+    def forward(self, x):
+        y = self.conv1(self.bn1(x).relu())
+        return torch.cat([self.conv2(self.bn2(y).relu()), x], 1)
+
+
+class NewestFirst(nn.Module):
+    """The names and the order of pytorch-cifar's DenseNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.dense1 = nn.Sequential(
+            NewestFirstLayer(8, 16, 4),
+            NewestFirstLayer(12, 16, 4),
+            NewestFirstLayer(16, 16, 4),
+        )
+        self.trans1 = CifarTransition(20, 10)
+        self.dense2 = nn.Sequential(
+            NewestFirstLayer(10, 16, 4), NewestFirstLayer(14, 16, 4)
+        )
+        self.bn = nn.BatchNorm2d(18)
+        self.linear = nn.Linear(18, 3)
+
+    def forward(self, x):
+        x = self.dense2(self.trans1(self.dense1(self.conv1(x))))
+        return self.linear(self.bn(x).relu().mean((2, 3)))
+
+
 class UnknownNames(CifarNet):
     """The same net in names that no table has, in the order of use."""
 
@@ -171,6 +200,11 @@ def make_torch() -> dict[str, np.ndarray]:
     torch.save(net.state_dict(), OUT / "cifar.pth")
     logits["cifar.pth"] = logits_of(net)
 
+    net = randomise(NewestFirst())
+    checkpoint = {"net": nn.DataParallel(net).state_dict(), "acc": 0.5}
+    torch.save(checkpoint, OUT / "newest_first.pth")
+    logits["newest_first.pth"] = logits_of(net)
+
     net = randomise(UnknownNames())
     torch.save(net.renamed(), OUT / "unknown_names.pth")
     logits["unknown_names.pth"] = logits_of(net)
@@ -178,6 +212,7 @@ def make_torch() -> dict[str, np.ndarray]:
 
 
 def make_keras() -> dict[str, np.ndarray]:
+    keras.utils.set_random_seed(0)
     rng = np.random.default_rng(1)
     conv_block = keras_densenet.conv_block
     # The growth rate is written into keras.applications; 32 would make

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from densenet_jax import save_torch
+from densenet_jax import load_pretrained, save_torch
 from densenet_jax.checkpoints.manager import Checkpoints
 from densenet_jax.training import loop
 from densenet_jax.training.experiment import build
@@ -136,6 +136,18 @@ def test_a_resumed_run_does_not_load_again(pretrained, tmp_path):
     assert _trained(config, tmp_path / "run").step == 6
     with pytest.raises(FileNotFoundError):
         loop.train_and_evaluate(config, tmp_path / "another")
+
+
+def test_a_run_is_loaded_as_it_is_evaluated(pretrained, tmp_path):
+    """The averages of the step with the highest accuracy."""
+    path, _ = pretrained
+    config = _config(path, ema_decay=0.9)
+    config.model.norm_epsilon = 1e-4
+    config.pretrained = None
+    state = _trained(config, tmp_path)
+    model, variables = load_pretrained(tmp_path)
+    assert model == build(config).model
+    jax.tree.map(np.testing.assert_array_equal, variables, state.ema)
 
 
 def test_another_architecture(pretrained, tmp_path):

@@ -4,6 +4,8 @@ import collections
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from densenet_jax.models.densenet import DenseNet, compressed
 
 Shape = tuple[int, ...]
@@ -115,6 +117,38 @@ def tensor_shapes(model: DenseNet, in_channels: int) -> dict[str, Shape]:
     shapes["classifier/kernel"] = (channels, model.num_classes)
     shapes["classifier/bias"] = (model.num_classes,)
     return shapes
+
+
+def newest_first_channels(model: DenseNet) -> dict[str, np.ndarray]:
+    """Where a net that concatenates the newest first has our channels.
+
+    Returns:
+      For the path of each module that reads a block's features, the indices
+      [channels] that take its input channels to our order, oldest first.
+    """
+    growth_rate = model.growth_rate
+    channels = {}
+
+    def read(paths, entry, num_layers):
+        newest = [
+            np.arange(growth_rate) + growth_rate * layer
+            for layer in range(num_layers)
+        ]
+        oldest = np.arange(entry) + growth_rate * num_layers
+        for path in paths:
+            channels[path] = np.concatenate([oldest, *newest[::-1]])
+
+    entry = model.stem_features or 2 * growth_rate
+    for block, num_layers in enumerate(model.block_layers, 1):
+        for layer in range(num_layers):
+            path = f"denseblock{block}/denselayer{layer + 1}"
+            read([f"{path}/norm1", f"{path}/conv1"], entry, layer)
+        last = block == len(model.block_layers)
+        path = f"transition{block}"
+        readers = [f"{path}/norm", f"{path}/conv"]
+        read(["norm5", "classifier"] if last else readers, entry, num_layers)
+        entry = compressed(entry + num_layers * growth_rate, model.compression)
+    return channels
 
 
 def _block_layers(shapes) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ class Layout:
         {braces} of the path.
       first_block: what the first block's number (the group `block`) is.
       first_layer: what the first layer's number (the group `layer`) is.
+      newest_first: whether a layer reads the newest features first; here it
+        reads the oldest first.
       norm_epsilon: that the framework's nets have.
     """
 
@@ -30,6 +32,7 @@ class Layout:
     rules: Mapping[str, str]
     first_block: int = 1
     first_layer: int = 1
+    newest_first: bool = False
     norm_epsilon: float = 1e-5
 
     def our_module(self, module: str) -> str | None:
@@ -109,6 +112,24 @@ LAYOUTS = (
             _HEAD: "classifier",
         },
         first_layer=0,
+    ),
+    Layout(
+        "pytorch-cifar (kuangliu)",
+        {
+            "conv1": "conv0",
+            r"dense(?P<block>\d+)\.(?P<layer>\d+)\.conv(?P<n>[12])": (
+                "denseblock{block}/denselayer{layer}/conv{n}"
+            ),
+            r"dense(?P<block>\d+)\.(?P<layer>\d+)\.bn(?P<n>[12])": (
+                "denseblock{block}/denselayer{layer}/norm{n}"
+            ),
+            r"trans(?P<block>\d+)\.bn": "transition{block}/norm",
+            r"trans(?P<block>\d+)\.conv": "transition{block}/conv",
+            "bn": "norm5",
+            _HEAD: "classifier",
+        },
+        first_layer=0,
+        newest_first=True,
     ),
     Layout(
         "Keras applications",

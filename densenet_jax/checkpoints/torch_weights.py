@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from densenet_jax.checkpoints import layouts
 from densenet_jax.checkpoints.architecture import (
     infer_architecture,
+    newest_first_channels,
     tensor_shapes,
 )
 from densenet_jax.checkpoints.structure import NoMatchError, match_structure
@@ -25,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
+
+_Problems = dict[str, list[str]]  # kind -> one line each
 
 
 class Loaded(NamedTuple):
@@ -56,8 +60,9 @@ def load_pretrained(
     >>> logits = model.apply(variables, images)
 
     Args:
-      path: a file of torch.save (zip, PyTorch 1.6 or later), .safetensors, or
-        Keras .h5 or .weights.h5. Nothing in it is executed.
+      path: a file of torch.save (zip, PyTorch 1.6 or later), .safetensors,
+        Keras .h5 or .weights.h5, or the directory of a run of this project.
+        Nothing in it is executed.
       num_classes: with another number than the file's, the classifier is new:
         random, always the same.
       in_channels: with another number than the file's, the stem's kernel is
@@ -107,35 +112,14 @@ def load_weights(
 def _load(path, num_classes, in_channels, mapping, seed):
     file = open_tensors(path)
     remarks, changes = list(file.remarks), []
-    places, epsilon = _locate(file, mapping, remarks, changes)
-
-    problems = collections.defaultdict(list)
-    sources = {}
-    for name, target in places.items():
-        if target is None:
-            problems["unused"].append(name)
-        elif target in sources:
-            problems["duplicate"].append(
-                f"{sources[target]} and {name} are both {target}"
-            )
-        else:
-            sources[target] = name
-    axes = {
-        target: layouts.to_our_axes(
-            name.rpartition(".")[2], len(file.tensors[name].shape)
-        )
-        for target, name in sources.items()
-    }
-    shapes = {
-        target: tuple(file.tensors[name].shape[i] for i in axes[target])
-        for target, name in sources.items()
-    }
-
+    layout, bare_names = _recognise(file, mapping, remarks, changes)
+    placed, problems = _place(file, layout, bare_names)
     try:
-        attributes = infer_architecture(shapes)
+        attributes = infer_architecture({t: p.shape for t, p in placed.items()})
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
-    has_head = any(target.startswith(_HEAD) for target in shapes)
+
+    has_head = any(target.startswith(_HEAD) for target in placed)
     new_head = num_classes is not None and (
         not has_head or num_classes != attributes["num_classes"]
     )
@@ -148,47 +132,24 @@ def _load(path, num_classes, in_channels, mapping, seed):
         changes.append(
             f"The classifier is new, for {num_classes} classes, not trained."
         )
-    model = DenseNet(**attributes, norm_epsilon=file.norm_epsilon or epsilon)
-    expected = tensor_shapes(model, shapes["conv0/kernel"][2])
-    replaced = {t for t in expected if new_head and t.startswith(_HEAD)}
-
-    for target, shape in expected.items():
-        if target in replaced:
-            continue
-        if target not in shapes:
-            problems["missing"].append(f"{target} {list(shape)}")
-        elif shapes[target] != shape:
-            problems["mis-shaped"].append(
-                f"{sources[target]} is {list(shapes[target])} in the order of "
-                f"{target}, expected {list(shape)}"
-            )
-    problems["unused"] += [
-        sources[target] for target in sources if target not in expected
-    ]
-    if any(problems.values()):
-        raise ValueError(
-            "The file does not hold exactly the tensors of the DenseNet that "
-            f"it is nearest to ({describe(model)}).{_listed(problems)}"
-        )
-
-    flat, dtypes = {}, collections.Counter()
-    for target in expected.keys() - replaced:
-        values = file.tensors[sources[target]].read()
-        if not jnp.issubdtype(values.dtype, jnp.floating):
-            raise ValueError(
-                f"{sources[target]} is {values.dtype}: expected floats."
-            )
-        dtypes[str(values.dtype)] += 1
-        values = values.transpose(axes[target])
-        values = np.array(values, np.float32, order="C")
-        flat[target] = jax.device_put(values)
-    for dtype, count in dtypes.items():
-        if dtype != "float32":
-            changes.append(f"{count} tensors were {dtype}, now float32.")
+        placed = {t: p for t, p in placed.items() if not t.startswith(_HEAD)}
+    epsilon = file.norm_epsilon or layout.norm_epsilon
+    model = DenseNet(**attributes, norm_epsilon=epsilon)
+    expected = tensor_shapes(model, placed["conv0/kernel"].shape[2])
+    head_shape = expected["classifier/kernel"]
     if new_head:
-        shape = expected[_HEAD + "kernel"]
-        flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(jax.random.key(seed), shape)
-        flat[_HEAD + "bias"] = jnp.zeros(shape[1])
+        expected = {
+            t: s for t, s in expected.items() if not t.startswith(_HEAD)
+        }
+    _check(placed, expected, problems, model)
+
+    channels = newest_first_channels(model) if layout.newest_first else {}
+    flat = _read(file, placed, channels, changes)
+    if new_head:
+        flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(
+            jax.random.key(seed), head_shape
+        )
+        flat[_HEAD + "bias"] = jnp.zeros(num_classes)
     kernel = flat["conv0/kernel"]
     if in_channels not in (None, kernel.shape[2]):
         flat["conv0/kernel"] = _adapt_stem(kernel, in_channels)
@@ -199,53 +160,54 @@ def _load(path, num_classes, in_channels, mapping, seed):
     return Loaded(model, _to_tree(flat), remarks, changes)
 
 
-def _locate(
+class _Placed(NamedTuple):
+    """A tensor of the file that has a place in our tree."""
+
+    name: str  # in the file
+    axes: tuple[int, ...]  # of the file's tensor, in our order
+    shape: tuple[int, ...]  # ours
+
+
+def _recognise(
     file: TensorFile, mapping, remarks, changes
-) -> tuple[dict[str, str | None], float]:
-    """Our path of every tensor (None where unknown); the norms' epsilon."""
+) -> tuple[layouts.Layout, dict[str, str]]:
+    """The layout of a file, and its tensors' names without their prefixes."""
     names = [n for n in file.tensors if not layouts.DROPPED.fullmatch(n)]
-    shapes = {name: file.tensors[name].shape for name in names}
+    whole = {name: name for name in names}
     if mapping is not None:
-        layout = layouts.read_mapping(mapping)
         remarks.append(f"The names are mapped by {mapping}.")
-        return _apply(layout, shapes), layout.norm_epsilon
+        return layouts.read_mapping(mapping), whole
 
-    prefix_of = {n: layouts.PREFIXES.match(n)[0] for n in names}
-    tries = [
-        (_apply(layout, shapes, prefix_of), layout)
-        for layout in layouts.LAYOUTS
-    ]
-    places, layout = min(tries, key=lambda t: list(t[0].values()).count(None))
-    unknown = list(places.values()).count(None)
-    if 2 * unknown > len(places):
-        return _match_structure(file.container, shapes, changes), 1e-5
+    prefixes = {n: layouts.PREFIXES.match(n)[0] for n in names}
+    bare = {name: name.removeprefix(prefixes[name]) for name in names}
 
-    for name, prefix in prefix_of.items():
-        if explanation := layouts.foreign(name.removeprefix(prefix)):
+    def unknown(layout):
+        return sum(
+            layout.our_module(name.rpartition(".")[0]) is None
+            for name in bare.values()
+        )
+
+    layout = min(layouts.LAYOUTS, key=unknown)
+    if 2 * unknown(layout) > len(names):
+        return _match_structure(file, names, changes), whole
+
+    for name in bare.values():
+        if explanation := layouts.foreign(name):
             raise ValueError(explanation)
     remarks.append(f"The names are those of {layout.name}.")
-    if prefixes := sorted(set(prefix_of.values()) - {""}):
-        remarks.append(f"Prefixes left out: {', '.join(prefixes)}.")
-    return places, layout.norm_epsilon
+    if found := sorted(set(prefixes.values()) - {""}):
+        remarks.append(f"Prefixes left out: {', '.join(found)}")
+    return layout, bare
 
 
-def _apply(layout, shapes, prefix_of=None):
-    places = {}
-    for name, shape in shapes.items():
-        bare = name.removeprefix(prefix_of[name]) if prefix_of else name
-        module, _, leaf = bare.rpartition(".")
-        module = layout.our_module(module)
-        leaf = layouts.our_leaf(leaf, len(shape))
-        places[name] = module and leaf and f"{module}/{leaf}"
-    return places
-
-
-def _match_structure(container, shapes, changes):
-    """The places of tensors whose names follow no table."""
+def _match_structure(file, names, changes) -> layouts.Layout:
+    """The layout of a file whose names follow no table."""
     try:
-        if container != "torch":
-            raise NoMatchError(f"{container} files do not keep their order.")
-        modules = match_structure(shapes)
+        if file.container != "torch":
+            raise NoMatchError(
+                f"{file.container} files do not keep their order."
+            )
+        modules = match_structure({n: file.tensors[n].shape for n in names})
     except NoMatchError as error:
         raise ValueError(
             "The names follow no known layout, and the order of the layers "
@@ -255,14 +217,88 @@ def _match_structure(container, shapes, changes):
         ) from error
     changes.append(
         "The names follow no known layout: the layers were recognised by "
-        "their order and shapes. That features are concatenated oldest first, "
-        "and where the net has strides, cannot be seen in a file: check the "
-        "outputs."
+        "their order and shapes. The order of concatenation, strides and "
+        "ReLUs cannot be seen in a file, and are taken to be torchvision's: "
+        "check the outputs."
     )
-    layout = layouts.Layout(
-        "order", {layouts.re.escape(k): v for k, v in modules.items()}
+    rules = {re.escape(module): path for module, path in modules.items()}
+    return layouts.Layout("order and shapes", rules)
+
+
+def _place(file, layout, bare_names) -> tuple[dict[str, _Placed], _Problems]:
+    """Finds the place of every tensor; lists those that have none or share."""
+    placed, problems = {}, collections.defaultdict(list)
+    for name, bare in bare_names.items():
+        shape = file.tensors[name].shape
+        module, _, their_leaf = bare.rpartition(".")
+        path = layout.our_module(module)
+        leaf = layouts.our_leaf(their_leaf, len(shape))
+        if path is None or leaf is None:
+            problems["unused"].append(name)
+            continue
+        target = f"{path}/{leaf}"
+        if target in placed:
+            problems["duplicate"].append(
+                f"{placed[target].name} and {name} are both {target}"
+            )
+            continue
+        axes = layouts.to_our_axes(their_leaf, len(shape))
+        placed[target] = _Placed(name, axes, tuple(shape[i] for i in axes))
+    return placed, problems
+
+
+def _check(placed, expected, problems, model) -> None:
+    """Raises ValueError unless the tensors are exactly those of the model."""
+    for target, shape in expected.items():
+        if target not in placed:
+            problems["missing"].append(f"{target} {list(shape)}")
+        elif placed[target].shape != shape:
+            problems["mis-shaped"].append(
+                f"{placed[target].name} is {list(placed[target].shape)} in the "
+                f"order of {target}, expected {list(shape)}"
+            )
+    problems["unused"] += [
+        placed[target].name for target in placed if target not in expected
+    ]
+    if any(problems.values()):
+        raise ValueError(
+            "The file does not hold exactly the tensors of the DenseNet that "
+            f"it is nearest to ({describe(model)}).{_listed(problems)}"
+        )
+
+
+def _listed(problems: _Problems) -> str:
+    return "".join(
+        f"\n{kind} ({len(lines)}):" + "".join(f"\n  {line}" for line in lines)
+        for kind, lines in problems.items()
+        if lines
     )
-    return _apply(layout, shapes)
+
+
+def _read(file, placed, channels, changes) -> dict[str, jax.Array]:
+    """Reads the tensors one by one: float32, on the device.
+
+    Args:
+      channels: for some modules, the indices that put their input channels
+        into our order.
+    """
+    flat, dtypes = {}, collections.Counter()
+    for target, (name, axes, _) in placed.items():
+        values = file.tensors[name].read()
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise ValueError(f"{name} is {values.dtype}: expected floats.")
+        dtypes[str(values.dtype)] += 1
+        values = values.transpose(axes)
+        module, _, leaf = target.rpartition("/")
+        if module in channels and target != _HEAD + "bias":
+            axis = -2 if leaf == "kernel" else 0
+            values = values.take(channels[module], axis)
+        values = np.array(values, np.float32, order="C")
+        flat[target] = jax.device_put(values)
+    for dtype, count in dtypes.items():
+        if dtype != "float32":
+            changes.append(f"{count} tensors were {dtype}, now float32.")
+    return flat
 
 
 def _flatten(variables) -> dict[str, jax.Array]:
@@ -286,14 +322,6 @@ def _to_tree(flat):
         collection: flax.traverse_util.unflatten_dict(leaves, sep="/")
         for collection, leaves in tree.items()
     }
-
-
-def _listed(problems: Mapping[str, list[str]]) -> str:
-    return "".join(
-        f"\n{kind} ({len(lines)}):" + "".join(f"\n  {line}" for line in lines)
-        for kind, lines in problems.items()
-        if lines
-    )
 
 
 def _adapt_stem(kernel: jax.Array, in_channels: int) -> jax.Array:
