@@ -21,28 +21,29 @@ from tests.tiny_tfds import write_tiny_tfds
 GOLDEN = Path(__file__).parent / "data" / "weights"
 
 
+def _main(name, arguments):
+    module = importlib.import_module(f"densenet_jax.tools.{name}")
+    return module.main([str(a) for a in arguments])
+
+
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Runs a command and returns what it printed."""
 
     def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        importlib.import_module(f"densenet_jax.tools.{name}").main()
+        assert _main(name, arguments) == 0
         return capsys.readouterr().out
 
     return run
 
 
 @pytest.fixture
-def fails(run):
+def fails(capsys):
     """Runs a command that fails, and returns its message."""
 
-    def fails(*arguments):
-        with pytest.raises(SystemExit) as error:
-            run(*arguments)
-        # sys.exit prints a string and makes the status 1.
-        assert isinstance(error.value.code, str)
-        return error.value.code
+    def fails(name, *arguments):
+        assert _main(name, arguments) == 1
+        return capsys.readouterr().err
 
     return fails
 

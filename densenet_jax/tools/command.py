@@ -13,15 +13,18 @@ from densenet_jax.data.pipeline import Preprocessing
 def run(
     parser: argparse.ArgumentParser,
     command: Callable[[argparse.Namespace], None],
-) -> None:
-    """Parses the command line and runs; errors are a message, and status 1."""
+    argv: list[str] | None,
+) -> int:
+    """Runs a command; returns the exit status, 1 after an error's message."""
     # The libraries' warnings tell their developers, not ours, what to do.
     logging.set_verbosity(logging.ERROR)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         command(arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

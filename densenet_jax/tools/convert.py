@@ -11,6 +11,7 @@ for an Orbax checkpoint that SRC can be. Files have torchvision's names.
 import argparse
 import collections
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -152,7 +153,8 @@ def _torchvision_net(model: DenseNet, kernel: jax.Array):
     return net.eval()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("convert", __doc__)
     parser.add_argument("src", type=Path)
     parser.add_argument("dst", type=Path)
@@ -168,8 +170,8 @@ def main() -> None:
         action="store_true",
         help="compare logits with torchvision's module, where installed",
     )
-    command.run(parser, convert)
+    return command.run(parser, convert, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ python -m densenet_jax.tools.evaluate --weights=net.pth --dataset=cifar10 \\
 
 import argparse
 import functools
+import sys
 from pathlib import Path
 
 import jax
@@ -63,7 +64,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("evaluate", __doc__)
     command.add_weights(parser)
     parser.add_argument("--dataset", required=True, help="a TFDS name, digits")
@@ -71,8 +73,8 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, help="of TFDS (TFDS_DATA_DIR)")
     parser.add_argument("--batch_size", type=int, default=256, help="(256)")
     command.add_preprocessing(parser)
-    command.run(parser, evaluate)
+    return command.run(parser, evaluate, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

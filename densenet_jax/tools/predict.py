@@ -8,6 +8,7 @@ cropped. The defaults are those of torchvision's DenseNets for ImageNet.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -85,7 +86,8 @@ def _images(
         yield preprocessing.evaluate(pixels.reshape(*pixels.shape[:2], -1))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("predict", __doc__)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     command.add_weights(parser)
@@ -102,8 +104,8 @@ def main() -> None:
         image_size=224,
         resize_size=256,
     )
-    command.run(parser, predict)
+    return command.run(parser, predict, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
