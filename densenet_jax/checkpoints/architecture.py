@@ -201,7 +201,11 @@ def _compression(shapes, block_layers, growth_rate, channels) -> float:
     simple += [n / d for d in (10, 100, 1000) for n in range(1, d)]
     exact = [after / before for before, after in widths]
     for theta in simple + exact:
-        if all(compressed(m, theta) == after for m, after in widths):
+        # `compressed` rounds at the sixth place, and refuses to leave nothing.
+        if all(
+            theta * m > after - 4e-7 and compressed(m, theta) == after
+            for m, after in widths
+        ):
             return theta
     raise ValueError(
         "No compression theta gives every transition's width, floor(theta m): "
