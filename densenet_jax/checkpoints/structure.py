@@ -25,8 +25,8 @@ def match_structure(shapes: Mapping[str, Shape]) -> dict[str, str]:
 
     The tensors have to be in the order in which the net uses them. Then the
     chain of channels leaves one reading: whether layers have bottlenecks is
-    seen at the first layer, and a 1x1 convolution that does not make a
-    bottleneck's width, or that no 3x3 convolution follows, is a transition.
+    seen at the first layer; then a 1x1 convolution that is not the first half
+    of a bottleneck is a transition.
 
     Args:
       shapes: name -> shape in PyTorch's layout, in the file's order.

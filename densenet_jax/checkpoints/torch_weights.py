@@ -56,7 +56,7 @@ def load_pretrained(
     The architecture is read off the tensors' names and shapes. What was
     recognised is logged as information, what is changed as a warning.
 
-    >>> model, variables = load_pretrained("densenet121-a639ec97.pth")
+    >>> model, variables = load_pretrained("densenet121.safetensors")
     >>> logits = model.apply(variables, images)
 
     Args:

@@ -1,6 +1,6 @@
 """Classifies image files: the five likeliest classes of each.
 
-python -m densenet_jax.tools.predict --weights=densenet121-a639ec97.pth *.jpg
+python -m densenet_jax.tools.predict --weights=densenet121.safetensors *.jpg
 
 Images are read as torchvision reads them: as RGB (or grey, for a net of one
 channel), EXIF orientation ignored, the shorter side resized, the centre
