@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # over all devices and accumulated parts
     config.accumulate = 1  # parts of a batch that pass one after another
     config.label_smoothing = 0.0
+    # Weights to start from, a file that load_pretrained reads or a run's
+    # directory, for the model below; see optimizer.body_rate.
+    config.pretrained = placeholder(str)
     config.ema_decay = placeholder(float)  # for example 0.9999
 
     # None leaves the attribute as the named variant has it.
@@ -69,6 +72,9 @@ def get_config() -> ConfigDict:
             weight_decay=1e-4,
             decay_norms_and_biases=True,
             clip_norm=placeholder(float),
+            # Share of the learning rate for all but the classifier; 0 freezes
+            # the body, whose norms then use their running statistics.
+            body_rate=1.0,
         )
     )
     config.schedule = ConfigDict(

@@ -140,3 +140,39 @@ def test_clipping_bounds_the_global_norm():
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="Did you mean adamw"):
         _update([], _tree(0), name="adam")
+
+
+@jax.numpy_dtype_promotion("standard")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("body_rate", [0.1, 0.0])
+def test_the_body_learns_at_its_own_rate(name, body_rate):
+    params = {
+        "conv0": {"kernel": jnp.array([1.0, -2.0])},
+        "classifier": {"kernel": jnp.array([3.0]), "bias": jnp.array([0.5])},
+    }
+    gradients = jax.tree.map(lambda x: x / 3, params)
+
+    def updates(rate):
+        optimizer = make_optimizer(
+            schedule=_schedule(),
+            **{**SGD, "name": name, "clip_norm": 0.5, "body_rate": rate},
+        )
+        state = optimizer.init(params)
+        for _ in range(3):
+            found, state = optimizer.update(gradients, state, params)
+        return found
+
+    whole, found = updates(1.0), updates(body_rate)
+    np.testing.assert_allclose(
+        found["conv0"]["kernel"],
+        body_rate * whole["conv0"]["kernel"],
+        rtol=1e-6,
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, found["classifier"], whole["classifier"]
+    )
+
+
+def test_a_negative_rate():
+    with pytest.raises(ValueError, match=r"body_rate is -1\.0"):
+        make_optimizer(schedule=_schedule(), **{**SGD, "body_rate": -1.0})

@@ -1,0 +1,1 @@
+"""Weights on disk: this project's checkpoints, and files made elsewhere."""

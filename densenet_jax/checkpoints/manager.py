@@ -1,5 +1,6 @@
 """Checkpoints of training runs. The only importer of Orbax."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,14 @@ class Checkpoints:
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args).config
 
+    def abstract_state(self, step: int) -> Any:
+        """The shapes of the state of a step, for the first device."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self._manager.item_metadata(step).state.tree,
+        )
+
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""
         self._manager.wait_until_finished()
@@ -158,6 +167,50 @@ class Checkpoints:
                 + "\nUse the config the run was started with (config.json "
                 "beside it), or another --workdir."
             )
+
+
+def save_variables(
+    directory: Path, variables: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint of variables alone, as step 0 of a run.
+
+    Raises:
+      ValueError: there are checkpoints already.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints")
+    with contextlib.closing(checkpoints):
+        if checkpoints.newest is not None:
+            raise ValueError(f"{directory} holds checkpoints: choose another.")
+        checkpoints.save(0, variables, config, metrics=None)
+
+
+def load_variables(
+    directory: Path,
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """What a run's best model, or else its newest, is evaluated with.
+
+    Args:
+      directory: of a run, that holds checkpoints/.
+
+    Returns:
+      The step, its variables {'params', 'batch_stats'}, moving averages where
+      the run has them, on the first device; and the config.
+
+    Raises:
+      ValueError: there is no checkpoint.
+    """
+    if not (directory / "checkpoints").is_dir():
+        raise ValueError(f"{directory} is no run: it has no checkpoints/.")
+    checkpoints = Checkpoints(directory / "checkpoints", read_only=True)
+    with contextlib.closing(checkpoints):
+        step = checkpoints.newest
+        if step is None:
+            raise ValueError(f"{directory} holds no finished checkpoint.")
+        step = checkpoints.best or step
+        state = checkpoints.restore(step, checkpoints.abstract_state(step))
+        config = checkpoints.config(step)
+    variables = state.get("ema") or state
+    return step, {c: variables[c] for c in ("params", "batch_stats")}, config
 
 
 def _handlers():

@@ -1,0 +1,1 @@
+"""Commands: python -m densenet_jax.tools.NAME."""

@@ -60,7 +60,8 @@ class Experiment:
       steps_per_epoch: a fraction: epochs end within batches.
       batch: the global batch's shapes and shardings.
       state: the state's shapes and shardings.
-      init: makes the first state, in place on its devices.
+      init: makes the first state, in place on its devices, random or from
+        variables.
       train_step, eval_step: jitted; see `training.steps`.
     """
 
@@ -73,7 +74,7 @@ class Experiment:
     steps_per_epoch: Fraction
     batch: dict[str, jax.ShapeDtypeStruct]
     state: TrainState
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
     train_step: Callable[..., Any]
     eval_step: Callable[..., Any]
 
@@ -115,6 +116,12 @@ def build(config: ConfigDict) -> Experiment:
         warmup_steps=round(warmup_epochs * steps_per_epoch),
     )
     optimizer = make_optimizer(schedule=schedule, **optimizer_options)
+    freeze_body = config.optimizer.body_rate == 0
+    if freeze_body and not config.pretrained:
+        raise ValueError(
+            "optimizer.body_rate is 0, which freezes random weights: set "
+            "config.pretrained too."
+        )
 
     mesh = sharding.make_mesh()
     everywhere, split = sharding.replicated(mesh), sharding.over_data(mesh)
@@ -139,6 +146,7 @@ def build(config: ConfigDict) -> Experiment:
         label_smoothing=config.label_smoothing,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
+        freeze_body=freeze_body,
     )
     return Experiment(
         model=model,

@@ -16,11 +16,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from densenet_jax.analysis import curves, summary
+from densenet_jax.checkpoints.architecture import tensor_shapes
 from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.checkpoints.torch_weights import describe, load_weights
 from densenet_jax.data import pipeline
 from densenet_jax.training import metrics
 from densenet_jax.training.experiment import Experiment, build
 from densenet_jax.training.run_log import RunLog, write_atomically
+from densenet_jax.training.state import TrainState
 
 # A run continues from its newest checkpoint only where these are as they were:
 # they say which examples the steps before it have seen.
@@ -71,6 +74,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
             _check_position(checkpoints.config(start), json_config, start)
             state = checkpoints.restore(start, experiment.state)
             _say(f"Continuing from step {start:,}.")
+        elif config.pretrained:
+            state = _start_from(config, experiment)
         else:
             _say("Initialising ...")
             state = experiment.init()
@@ -310,6 +315,31 @@ def _require_finite(when: str, **values: float) -> None:
             "is kept. Lower optimizer.learning_rate, lengthen "
             "schedule.warmup_epochs or set optimizer.clip_norm."
         )
+
+
+def _start_from(config: ConfigDict, experiment: Experiment) -> TrainState:
+    """The first state with the weights of config.pretrained."""
+    model = experiment.model
+    channels = experiment.batch["image"].shape[-1]
+    found, variables, remarks, changes = load_weights(
+        config.pretrained,
+        num_classes=model.num_classes,
+        in_channels=channels,
+        seed=config.seed,
+    )
+    for line in [f"Starting from {config.pretrained}.", *remarks, *changes]:
+        _say(line)
+    if (
+        tensor_shapes(found, channels) != tensor_shapes(model, channels)
+        or found.norm_epsilon != model.norm_epsilon
+    ):
+        raise ValueError(
+            f"{config.pretrained} is of another architecture than "
+            f"config.model. It has {describe(found)}; the config asks for "
+            f"{describe(model)}."
+        )
+    # Every host holds the whole of them.
+    return experiment.init(variables=jax.device_get(variables))
 
 
 def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:

@@ -73,6 +73,7 @@ def make_optimizer(
     weight_decay: float,
     decay_norms_and_biases: bool,
     clip_norm: float | None,
+    body_rate: float = 1.0,
 ) -> optax.GradientTransformation:
     """An optimizer with weight decay and gradient clipping.
 
@@ -84,21 +85,53 @@ def make_optimizer(
       weight_decay: per step, on kernels.
       decay_norms_and_biases: and on norm scales and all biases, as the paper.
       clip_norm: largest global norm of a gradient; None does not clip.
+      body_rate: share of the learning rate that everything but the classifier
+        gets; 0 leaves it as it is.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a negative rate.
     """
     check_choice("optimizer", name, OPTIMIZERS)
-    mask = None if decay_norms_and_biases else is_kernel
+    if body_rate < 0:
+        raise ValueError(
+            f"optimizer.body_rate is {body_rate}: must not be negative."
+        )
+
+    def make(schedule):
+        return _make(
+            name,
+            schedule,
+            momentum,
+            nesterov,
+            weight_decay,
+            mask=None if decay_norms_and_biases else is_kernel,
+        )
+
+    optimizer = make(schedule)
+    if body_rate != 1:
+        body = (
+            make(lambda step: body_rate * schedule(step))
+            if body_rate
+            else optax.set_to_zero()
+        )
+        optimizer = optax.partition(
+            {True: optimizer, False: body}, _is_classifier
+        )
+    if clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+
+def _make(name, schedule, momentum, nesterov, weight_decay, mask):
     if name == "sgd":
-        optimizer = optax.chain(
+        return optax.chain(
             optax.add_decayed_weights(weight_decay, mask),
             optax.sgd(schedule, momentum, nesterov),
         )
-    elif name == "adamw":
-        optimizer = optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
-    elif name == "lars":
-        optimizer = optax.lars(
+    if name == "adamw":
+        return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
+    if name == "lars":
+        return optax.lars(
             schedule,
             weight_decay=weight_decay,
             weight_decay_mask=True if mask is None else mask,
@@ -106,11 +139,13 @@ def make_optimizer(
             momentum=momentum,
             nesterov=nesterov,
         )
-    else:
-        optimizer = optax.lamb(schedule, weight_decay=weight_decay, mask=mask)
-    if clip_norm is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    return optax.lamb(schedule, weight_decay=weight_decay, mask=mask)
+
+
+def _is_classifier(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[0].key == "classifier", params
+    )
 
 
 def is_kernel(params: Any) -> Any:

@@ -1,5 +1,6 @@
 """Everything that a training step changes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -44,10 +45,16 @@ def init_state(
     *,
     seed: int,
     use_ema: bool,
+    variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """A fresh state for images [height, width, channels] of image_shape."""
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init(jax.random.key(seed), images)
+    """A fresh state for images [height, width, channels] of image_shape.
+
+    It begins with `variables` {'params', 'batch_stats'} where they are given,
+    and with random ones where not.
+    """
+    if variables is None:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(jax.random.key(seed), images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -25,6 +25,7 @@ def train_step(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    freeze_body: bool = False,
 ) -> tuple[TrainState, Sums]:
     """Takes one step of gradient descent.
 
@@ -40,6 +41,8 @@ def train_step(
         statistics move at each.
       ema_decay: of the averages in `state.ema`, capped early in the run at
         (1 + step) / (10 + step).
+      freeze_body: only the classifier has a gradient; norms use their running
+        statistics, which stay, and nothing is dropped out.
 
     Returns:
       The next state, and sums over the batch (see `metrics.example_sums`) with
@@ -48,18 +51,29 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    def loss_and_sums(params, batch_stats, part, index):
+    def forward(params, batch_stats, images, index):
+        if freeze_body:
+            head = {"classifier": params["classifier"]}
+            variables = {
+                "params": {**jax.lax.stop_gradient(params), **head},
+                "batch_stats": batch_stats,
+            }
+            return model.apply(variables, images, train=False), batch_stats
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            part["image"],
+            images,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(key, index)},
         )
+        return logits, updates["batch_stats"]
+
+    def loss_and_sums(params, batch_stats, part, index):
+        logits, batch_stats = forward(params, batch_stats, part["image"], index)
         each = losses.cross_entropy(logits, part["label"], label_smoothing)
         everyone = jnp.ones_like(part["label"], bool)
         sums = metrics.example_sums(logits, part["label"], each, everyone)
-        return each.mean(), (updates["batch_stats"], sums)
+        return each.mean(), (batch_stats, sums)
 
     def one_part(carry, indexed_part):
         batch_stats, gradients, sums = carry

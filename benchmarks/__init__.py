@@ -1,0 +1,1 @@
+"""Scripts that measure this project and its peers, and print a table."""

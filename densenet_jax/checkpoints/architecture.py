@@ -1,0 +1,214 @@
+"""A DenseNet's attributes from the shapes of its tensors, and back."""
+
+import collections
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from densenet_jax.models.densenet import DenseNet, compressed
+
+Shape = tuple[int, ...]
+
+
+def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
+    """The attributes of the `DenseNet` that has tensors of these shapes.
+
+    Where tensors disagree the majority counts, so that one wrong shape shows
+    as that when the result's own shapes are compared with these.
+
+    Args:
+      shapes: path in our parameter tree, leaf included -> shape in our layout.
+
+    Raises:
+      ValueError: there is no such net, or too little of it is there.
+    """
+    if "conv0/kernel" not in shapes:
+        raise ValueError("The stem's convolution (conv0/kernel) is missing.")
+    stem = shapes["conv0/kernel"]
+    stems = {(7, 7): "imagenet", (3, 3): "cifar"}
+    if len(stem) != 4 or stem[:2] not in stems:
+        raise ValueError(
+            f"conv0/kernel is {list(stem)}, expected [height, width, in, out] "
+            "with height and width 7 (for ImageNet) or 3 (for CIFAR)."
+        )
+    block_layers = _block_layers(shapes)
+    if not block_layers or not all(block_layers):
+        raise ValueError(f"Dense layers are missing: blocks {block_layers}.")
+
+    bottleneck = any("/conv2/" in path for path in shapes)
+    last = "conv2" if bottleneck else "conv1"
+    layers = [
+        f"denseblock{block}/denselayer{layer}"
+        for block, num_layers in enumerate(block_layers, 1)
+        for layer in range(1, num_layers + 1)
+    ]
+    growth_rate = _size(shapes, [(f"{p}/{last}/kernel", -1) for p in layers])
+    width = (
+        _size(shapes, [(f"{p}/conv1/kernel", -1) for p in layers])
+        if bottleneck
+        else 0
+    )
+    if width % growth_rate:
+        raise ValueError(
+            f"The 1x1 convolutions make {width} channels, which is no "
+            f"multiple of the growth rate {growth_rate}."
+        )
+    stem_features = _entry_width(shapes, 1, "conv0/kernel")
+    return {
+        "block_layers": block_layers,
+        "growth_rate": growth_rate,
+        "compression": _compression(
+            shapes, block_layers, growth_rate, stem_features
+        ),
+        "bottleneck_width": width // growth_rate,
+        "stem": stems[stem[:2]],
+        "stem_norm": any(path.startswith("norm0/") for path in shapes),
+        "stem_features": (
+            None if stem_features == 2 * growth_rate else stem_features
+        ),
+        "num_classes": _size(
+            shapes,
+            [("classifier/kernel", -1), ("classifier/bias", 0)],
+            default=DenseNet.num_classes,
+        ),
+    }
+
+
+def tensor_shapes(model: DenseNet, in_channels: int) -> dict[str, Shape]:
+    """The shape of every parameter and statistic of a model, by path.
+
+    The same as tracing `model.init`, which takes seconds for a deep net.
+    """
+    shapes = {}
+
+    def norm(path, channels):
+        for leaf in ("scale", "bias", "mean", "var"):
+            shapes[f"{path}/{leaf}"] = (channels,)
+
+    def conv(path, size, inputs, outputs):
+        shapes[f"{path}/kernel"] = (size, size, inputs, outputs)
+
+    growth_rate = model.growth_rate
+    channels = model.stem_features or 2 * growth_rate
+    conv(
+        "conv0", {"imagenet": 7, "cifar": 3}[model.stem], in_channels, channels
+    )
+    if model.stem_norm:
+        norm("norm0", channels)
+    for block, num_layers in enumerate(model.block_layers, 1):
+        for layer in range(1, num_layers + 1):
+            path = f"denseblock{block}/denselayer{layer}"
+            norm(f"{path}/norm1", channels)
+            if model.bottleneck_width:
+                width = model.bottleneck_width * growth_rate
+                conv(f"{path}/conv1", 1, channels, width)
+                norm(f"{path}/norm2", width)
+                conv(f"{path}/conv2", 3, width, growth_rate)
+            else:
+                conv(f"{path}/conv1", 3, channels, growth_rate)
+            channels += growth_rate
+        if block < len(model.block_layers):
+            before, path = channels, f"transition{block}"
+            channels = compressed(before, model.compression)
+            norm(f"{path}/norm", before)
+            conv(f"{path}/conv", 1, before, channels)
+    norm("norm5", channels)
+    shapes["classifier/kernel"] = (channels, model.num_classes)
+    shapes["classifier/bias"] = (model.num_classes,)
+    return shapes
+
+
+def newest_first_channels(model: DenseNet) -> dict[str, np.ndarray]:
+    """Where a net that concatenates the newest first has our channels.
+
+    Returns:
+      For the path of each module that reads a block's features, the indices
+      [channels] that take its input channels to our order, oldest first.
+    """
+    growth_rate = model.growth_rate
+    channels = {}
+
+    def read(paths, entry, num_layers):
+        newest = [
+            np.arange(growth_rate) + growth_rate * layer
+            for layer in range(num_layers)
+        ]
+        oldest = np.arange(entry) + growth_rate * num_layers
+        for path in paths:
+            channels[path] = np.concatenate([oldest, *newest[::-1]])
+
+    entry = model.stem_features or 2 * growth_rate
+    for block, num_layers in enumerate(model.block_layers, 1):
+        for layer in range(num_layers):
+            path = f"denseblock{block}/denselayer{layer + 1}"
+            read([f"{path}/norm1", f"{path}/conv1"], entry, layer)
+        last = block == len(model.block_layers)
+        path = f"transition{block}"
+        readers = [f"{path}/norm", f"{path}/conv"]
+        read(["norm5", "classifier"] if last else readers, entry, num_layers)
+        entry = compressed(entry + num_layers * growth_rate, model.compression)
+    return channels
+
+
+def _block_layers(shapes) -> tuple[int, ...]:
+    """The highest layer's number of each block."""
+    layers = collections.defaultdict(int)
+    for path in shapes:
+        if found := re.match(r"denseblock(\d+)/denselayer(\d+)/", path):
+            block, layer = map(int, found.groups())
+            layers[block] = max(layers[block], layer)
+    return tuple(layers[i] for i in range(1, max(layers, default=0) + 1))
+
+
+def _size(shapes, candidates, default=None) -> int:
+    """The commonest size among (path, axis) pairs."""
+    sizes = collections.Counter(
+        size
+        for path, axis in candidates
+        for size in shapes.get(path, ())[axis:][:1]
+        if size > 0
+    )
+    if not sizes and default is None:
+        raise ValueError(f"{candidates[0][0]} and all of its kind is missing.")
+    return sizes.most_common(1)[0][0] if sizes else default
+
+
+def _entry_width(shapes, block: int, source: str) -> int:
+    """Channels that enter a block: its source makes, its first layer reads."""
+    first = f"denseblock{block}/denselayer1"
+    return _size(
+        shapes,
+        [
+            (f"{first}/norm1/scale", 0),
+            (f"{first}/norm1/mean", 0),
+            (source, -1),
+        ],
+    )
+
+
+def _compression(shapes, block_layers, growth_rate, channels) -> float:
+    """The theta that gives every transition's width, the simplest first."""
+    widths = []
+    for block, num_layers in enumerate(block_layers[:-1], 1):
+        channels += num_layers * growth_rate
+        after = _entry_width(
+            shapes, block + 1, f"transition{block}/conv/kernel"
+        )
+        widths.append((channels, after))
+        channels = after
+    simple = [0.5, 1.0]
+    simple += [n / d for d in (10, 100, 1000) for n in range(1, d)]
+    exact = [after / before for before, after in widths]
+    for theta in simple + exact:
+        # `compressed` rounds at the sixth place, and refuses to leave nothing.
+        if all(
+            theta * m > after - 4e-7 and compressed(m, theta) == after
+            for m, after in widths
+        ):
+            return theta
+    raise ValueError(
+        "No compression theta gives every transition's width, floor(theta m): "
+        + ", ".join(f"{m} -> {after}" for m, after in widths)
+        + " channels."
+    )

@@ -1,0 +1,186 @@
+"""Any file of weights, as named tensors that are read when they are needed."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import flax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from densenet_jax.checkpoints import torch_pickle
+
+# Where training scripts keep the state dict, in the order of preference.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its shape, and what reads its values."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """The tensors of a file, by name.
+
+    Attributes:
+      tensors: names are `module.leaf`, in the file's order.
+      container: 'torch', 'safetensors', 'keras' or 'run'.
+      remarks: what a user should know, one sentence each.
+      norm_epsilon: of the net, where the file says it.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    container: str
+    remarks: tuple[str, ...] = ()
+    norm_epsilon: float | None = None
+
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """Opens a file of weights; what it is, is read off its first bytes.
+
+    A directory is that of a training run, or made by `tools.convert`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a file of weights, or one that is not read: the message
+        says what to do.
+    """
+    if Path(path).is_dir():
+        return _open_run(Path(path))
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if start.startswith(b"PK"):
+        return _open_torch(path)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _open_keras(path)
+    if start[8:9] == b"{":
+        return _open_safetensors(path)
+    if start.startswith(b"\x80") or Path(path).name.endswith(".tar"):
+        raise ValueError(
+            "The file is a pickle in PyTorch's format from before version "
+            "1.6, which is not read here: reading it would run it. "
+            + torch_pickle.WAY_OUT
+        )
+    raise ValueError(
+        f"The file begins with {start!r}: it is neither a zip file of "
+        "torch.save, nor .safetensors, nor a Keras .h5."
+    )
+
+
+def _open_torch(path):
+    tree = torch_pickle.load(path)
+    remarks = []
+    while True:
+        if not isinstance(tree, dict):
+            raise ValueError(
+                f"The file holds a {type(tree).__name__}, expected a dict of "
+                "tensors."
+            )
+        inner = [k for k in _WRAPPERS if isinstance(tree.get(k), dict)]
+        if not inner:
+            break
+        remarks.append(f"The weights are under the key {inner[0]!r}.")
+        tree = tree[inner[0]]
+    others = [
+        f"{name} ({type(value).__name__})"
+        for name, value in tree.items()
+        if not isinstance(value, np.ndarray)
+    ]
+    if others or not tree:
+        raise ValueError(
+            "The file holds no dict of tensors, plain or under one of the "
+            f"keys {', '.join(_WRAPPERS)}. What is no tensor: "
+            f"{', '.join(others[:20]) or 'the dict is empty'}."
+        )
+    tensors = {
+        str(name): StoredTensor(value.shape, lambda value=value: value)
+        for name, value in tree.items()
+    }
+    return TensorFile(tensors, "torch", tuple(remarks))
+
+
+def _open_safetensors(path):
+    try:
+        file = safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(
+            f"The .safetensors file is truncated or damaged ({error})."
+        ) from error
+    tensors = {
+        name: StoredTensor(
+            tuple(file.get_slice(name).get_shape()),
+            functools.partial(file.get_tensor, name),
+        )
+        for name in file.keys()  # noqa: SIM118 (not a dict)
+    }
+    return TensorFile(tensors, "safetensors")
+
+
+def _open_keras(path):
+    import h5py  # Only Keras files need it.
+
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise ValueError(
+            f"The .h5 file is truncated or damaged ({error})."
+        ) from error
+    size = Path(path).stat().st_size
+    tensors = {}
+
+    def visit(name, item):
+        # Links are not followed by visititems.
+        if name.startswith("optimizer") or isinstance(item, h5py.Group):
+            return
+        if item.is_virtual or item.external or item.nbytes > size:
+            raise ValueError(
+                f"{name!r} claims {item.nbytes} bytes that are not in this "
+                "file."
+            )
+        tensors[_keras_name(name, item.parent)] = StoredTensor(
+            item.shape, functools.partial(item.__getitem__, ())
+        )
+
+    file.visititems(visit)
+    return TensorFile(tensors, "keras")
+
+
+def _keras_name(path, group):
+    """`layer.leaf` for a dataset of a Keras file.
+
+    .h5 has .../layer/leaf (Keras 2 adds :0 to the leaf). .weights.h5 has
+    layers/class_number/vars/index, and the layer's name as an attribute.
+    """
+    layer, _, leaf = path.rpartition("/")
+    if leaf.isdigit() and "name" in group.attrs:
+        layer = group.attrs["name"]
+        leaves = ("gamma", "beta", "moving_mean", "moving_variance")
+        leaves = leaves if len(group) == len(leaves) else ("kernel", "bias")
+        leaf = leaves[int(leaf)] if int(leaf) < len(leaves) else leaf
+    return f"{layer}.{leaf.removesuffix(':0')}"
+
+
+def _open_run(directory):
+    from densenet_jax.checkpoints import manager  # Orbax takes long to import.
+
+    step, variables, config = manager.load_variables(directory)
+    tensors = {}
+    for collection in variables.values():
+        for path, value in flax.traverse_util.flatten_dict(
+            collection, sep="/"
+        ).items():
+            module, _, leaf = path.rpartition("/")
+            tensors[f"{module}.{leaf}"] = StoredTensor(
+                value.shape, functools.partial(np.asarray, value)
+            )
+    return TensorFile(
+        tensors,
+        "run",
+        (f"The weights are those of step {step}.",),
+        config["model"]["norm_epsilon"],
+    )

@@ -1,0 +1,177 @@
+"""Converts weights between PyTorch files, Keras files and checkpoints.
+
+python -m densenet_jax.tools.convert SRC DST
+
+SRC: a PyTorch file (.pth, .pt), .safetensors, a Keras .h5 or .weights.h5, or
+the directory of a training run.
+DST: .safetensors; .pth or .pt, which needs PyTorch installed; or a directory,
+for an Orbax checkpoint that SRC can be. Files have torchvision's names.
+"""
+
+import argparse
+import collections
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densenet_jax.checkpoints import torch_weights
+from densenet_jax.models.densenet import DenseNet, min_image_size
+from densenet_jax.tools import command
+
+_TORCH = (".pth", ".pt")
+
+# Logits may differ by so much, in parts of the largest.
+_TOLERANCE = 1e-4
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Converts SRC to DST, and prints what was recognised."""
+    source, target = arguments.src, arguments.dst
+    if target.exists():
+        raise ValueError(f"{target} exists: choose another name.")
+    if target.suffix not in (*_TORCH, ".safetensors", ""):
+        raise ValueError(
+            f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
+            ".pt, or a directory without an ending."
+        )
+    model, variables, remarks, changes = torch_weights.load_weights(
+        source, mapping=arguments.mapping
+    )
+    for line in remarks + changes:
+        print(line)
+    print(f"Architecture: {torch_weights.describe(model)}")
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(f"Parameters: {count:,}")
+    if arguments.verify:
+        _verify(model, variables)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == "":
+        from densenet_jax.checkpoints import manager
+
+        manager.save_variables(target, variables, {"model": _attributes(model)})
+    else:
+        if target.suffix in _TORCH:
+            _save_pth(variables, target)
+        else:
+            torch_weights.save_torch(variables, target)
+        if model.norm_epsilon != DenseNet.norm_epsilon:
+            print(
+                f"The norms' epsilon is {model.norm_epsilon}, which PyTorch "
+                f"files do not hold: torchvision's is {DenseNet.norm_epsilon}."
+            )
+    print(f"Wrote {target}")
+
+
+def _attributes(model):
+    return {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in ("parent", "name", "dtype")
+    }
+
+
+def _save_pth(variables, path):
+    torch = _import("torch", "Writing .pth: give a .safetensors name instead")
+    torch.save(_torch_state_dict(torch, variables), path)
+
+
+def _torch_state_dict(torch, variables):
+    return {
+        name: torch.from_numpy(value.copy())
+        for name, value in torch_weights.to_torch(variables).items()
+    }
+
+
+def _import(name, purpose):
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise ValueError(
+            f"{purpose}, or install {name} (pip install {name})."
+        ) from error
+
+
+def _verify(model: DenseNet, variables) -> None:
+    """Compares logits for random images with torchvision's module."""
+    torch = _import("torch", "--verify compares with PyTorch: leave it out")
+    net = _torchvision_net(model, variables["params"]["conv0"]["kernel"])
+    net.load_state_dict(_torch_state_dict(torch, variables))
+    size = 2 * min_image_size(model.stem, len(model.block_layers))
+    channels = variables["params"]["conv0"]["kernel"].shape[2]
+    images = np.random.default_rng(0).normal(size=(4, size, size, channels))
+    images = images.astype(np.float32)
+    with torch.no_grad():
+        theirs = net(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    ours = jax.jit(model.apply)(variables, jnp.asarray(images))
+    difference = np.abs(theirs - ours).max()
+    print(
+        f"Verified: logits are within {difference:.1e} of torchvision's "
+        f"(largest {np.abs(theirs).max():.1e}) for 4 random images."
+    )
+    if not difference <= _TOLERANCE * np.abs(theirs).max():
+        raise ValueError("The logits differ: nothing was written.")
+
+
+def _torchvision_net(model: DenseNet, kernel: jax.Array):
+    """torchvision's module of the same architecture."""
+    torchvision = _import(
+        "torchvision", "--verify compares with torchvision: leave it out"
+    )
+    from torch import nn
+
+    if model.compression != 0.5 or not model.bottleneck_width:
+        raise ValueError(
+            "--verify cannot compare: torchvision's DenseNet has bottlenecks "
+            "and a compression of 0.5."
+        )
+    size, _, channels, features = kernel.shape
+    net = torchvision.models.DenseNet(
+        growth_rate=model.growth_rate,
+        block_config=model.block_layers,
+        num_init_features=features,
+        bn_size=model.bottleneck_width,
+        num_classes=model.num_classes,
+    )
+    modules = collections.OrderedDict(net.features.named_children())
+    if model.stem == "cifar":
+        stem = nn.Conv2d(channels, features, size, padding=1, bias=False)
+        del modules["pool0"]
+    else:
+        stem = nn.Conv2d(channels, features, size, 2, padding=3, bias=False)
+    modules["conv0"] = stem
+    if not model.stem_norm:
+        del modules["norm0"], modules["relu0"]
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = model.norm_epsilon
+    net.features = nn.Sequential(modules)
+    return net.eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 after an error."""
+    parser = command.parser("convert", __doc__)
+    parser.add_argument("src", type=Path)
+    parser.add_argument("dst", type=Path)
+    parser.add_argument(
+        "--mapping",
+        type=Path,
+        metavar="FILE",
+        help="names of a net that follows no known layout: see "
+        "densenet_jax.checkpoints.layouts.read_mapping",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare logits with torchvision's module, where installed",
+    )
+    return command.run(parser, convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

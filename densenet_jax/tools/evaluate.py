@@ -1,0 +1,80 @@
+"""Tests weights on a data set: loss and accuracy over every example, once.
+
+python -m densenet_jax.tools.evaluate --weights=net.pth --dataset=cifar10 \\
+    --data_dir=DIR --mean=0.4914,0.4822,0.4465 --std=0.2023,0.1994,0.2010
+"""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from densenet_jax.checkpoints.torch_weights import load_weights
+from densenet_jax.data import pipeline
+from densenet_jax.data.sources import open_source
+from densenet_jax.tools import command
+from densenet_jax.training import metrics, sharding, steps
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Prints the loss in nats, and top-1 and top-5 accuracy."""
+    sharding.check_batch_size(arguments.batch_size, accumulate=1)
+    source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
+    model, variables, remarks, changes = load_weights(arguments.weights)
+    for line in remarks + changes:
+        print(line)
+    channels = variables["params"]["conv0"]["kernel"].shape[2]
+    if source.image_shape[2] != channels:
+        raise ValueError(
+            f"The net reads {channels} channels and the images of "
+            f"{arguments.dataset} have {source.image_shape[2]}."
+        )
+    if None in source.image_shape and not arguments.image_size:
+        raise ValueError(
+            f"The images of {arguments.dataset} differ in size: give "
+            "--image_size."
+        )
+    if model.num_classes < source.num_classes:
+        raise ValueError(
+            f"The net tells {model.num_classes} classes apart and "
+            f"{arguments.dataset} has {source.num_classes}."
+        )
+    batches = pipeline.eval_batches(
+        source.examples,
+        command.preprocessing(arguments, channels).evaluate,
+        batch_size=arguments.batch_size,
+    )
+    mesh = sharding.make_mesh()
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    step = jax.jit(functools.partial(steps.eval_step, model=model))
+    count = len(source.examples)
+    sums = {}
+    with tqdm(total=count, desc="test", unit=" images") as progress:
+        for batch in batches:
+            batch = pipeline.to_devices(batch, sharding.over_data(mesh))
+            sums = metrics.add(sums, step(variables, batch))
+            progress.update(min(arguments.batch_size, count - progress.n))
+    means = metrics.means(jax.device_get(sums))
+    print(
+        f"top-1 {means['top1']:.2%}, top-5 {means['top5']:.2%}, "
+        f"loss {means['loss']:.4f} ({int(sums['count']):,} images)"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 after an error."""
+    parser = command.parser("evaluate", __doc__)
+    command.add_weights(parser)
+    parser.add_argument("--dataset", required=True, help="a TFDS name, digits")
+    parser.add_argument("--split", default="test", help="(test)")
+    parser.add_argument("--data_dir", type=Path, help="of TFDS (TFDS_DATA_DIR)")
+    parser.add_argument("--batch_size", type=int, default=256, help="(256)")
+    command.add_preprocessing(parser)
+    return command.run(parser, evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Fine-tuning: config.pretrained and optimizer.body_rate."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from densenet_jax import load_pretrained, save_torch
+from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.training import loop
+from densenet_jax.training.experiment import build
+from tests.random_variables import random_variables
+
+
+def _config(path, **changes):
+    """Six steps of a tiny net from weights for 3 channels and 7 classes."""
+    config = digits.get_config()
+    config.pretrained = str(path)
+    config.model.block_layers = (1, 1)
+    config.model.growth_rate = 4
+    config.batch_size = 240
+    config.epochs = 1.0
+    config.schedule.warmup_epochs = 0.0
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A file of weights and what it holds."""
+    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
+    model = build(_config("")).model.clone(num_classes=7)
+    variables = random_variables(model, in_channels=3)
+    save_torch(variables, path)
+    return path, variables
+
+
+def _trained(config, workdir):
+    loop.train_and_evaluate(config, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    state = checkpoints.restore(checkpoints.newest, build(config).state)
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+def _differences(state, variables):
+    """The paths of parameters and statistics that are not the file's."""
+    found = {"params": state.params, "batch_stats": state.batch_stats}
+    paths = jax.tree_util.tree_leaves_with_path(found)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, a), b in zip(paths, jax.tree.leaves(variables))
+        if a.shape != b.shape or not np.array_equal(a, b)
+    }
+
+
+def test_a_run_starts_from_the_file(pretrained, tmp_path, monkeypatch, capsys):
+    path, variables = pretrained
+    states = []
+    monkeypatch.setattr(
+        loop, "_loop", lambda *args: states.append(jax.device_get(args[5]))
+    )
+    for seed in (0, 1):
+        config = _config(path, seed=seed, ema_decay=0.9)
+        loop.train_and_evaluate(config, tmp_path / str(seed))
+    state, other = states
+    new = {f"params/classifier/{leaf}" for leaf in ("bias", "kernel")}
+    assert _differences(state, variables) == new | {"params/conv0/kernel"}
+    np.testing.assert_allclose(
+        state.params["conv0"]["kernel"],
+        variables["params"]["conv0"]["kernel"].sum(2, keepdims=True),
+        rtol=1e-6,
+    )
+    head = state.params["classifier"]["kernel"]
+    assert head.shape[1] == 10
+    assert not np.array_equal(head, other.params["classifier"]["kernel"])
+    jax.tree.map(
+        np.testing.assert_array_equal, state.ema["params"], state.params
+    )
+    output = capsys.readouterr().out
+    assert "The classifier is new, for 10 classes" in output
+    assert "adapted from 3 to 1 input channels" in output
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_frozen_body_stays(pretrained, tmp_path, accumulate):
+    path, variables = pretrained
+    config = _config(
+        path, **{"optimizer.body_rate": 0.0, "accumulate": accumulate}
+    )
+    config.model.dropout_rate = 0.5
+    config.optimizer.clip_norm = 1.0
+    state = _trained(config, tmp_path)
+    new = {f"params/classifier/{leaf}" for leaf in ("bias", "kernel")}
+    assert _differences(state, variables) == new | {"params/conv0/kernel"}
+    assert np.abs(state.params["classifier"]["bias"]).min() > 0
+
+
+def test_a_frozen_body_has_running_statistics(pretrained, tmp_path):
+    """A step is that of logistic regression on the net's features."""
+    path, _ = pretrained
+    config = _config(path, **{"optimizer.body_rate": 0.0})
+    config.optimizer.weight_decay = 0.0
+    built = build(config)
+    state = loop._start_from(config, built)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(240, 8, 8, 1)).astype(np.float32),
+        "label": rng.integers(0, 10, 240).astype(np.int32),
+    }
+    features = built.model.apply(
+        state.variables, batch["image"], method="features"
+    )[-1]
+    features = np.asarray(features).mean((1, 2))
+    before = jax.device_get(state.params["classifier"])
+    rate = float(built.schedule(0))
+
+    state, _ = built.train_step(state, batch)
+    logits = features @ before["kernel"] + before["bias"]
+    residuals = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    residuals[np.arange(240), batch["label"]] -= 1
+    # Nesterov's first step is 1.9 gradients with momentum 0.9.
+    step = 1.9 * rate * features.T @ residuals / 240
+    found = before["kernel"] - np.asarray(state.params["classifier"]["kernel"])
+    np.testing.assert_allclose(found, step, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_does_not_load_again(pretrained, tmp_path):
+    path, _ = pretrained
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(path.read_bytes())
+    config = _config(copy, epochs=0.5, **{"optimizer.body_rate": 0.1})
+    assert _trained(config, tmp_path / "run").step == 3
+    copy.unlink()
+    config.epochs = 1.0
+    assert _trained(config, tmp_path / "run").step == 6
+    with pytest.raises(FileNotFoundError):
+        loop.train_and_evaluate(config, tmp_path / "another")
+
+
+def test_a_run_is_loaded_as_it_is_evaluated(pretrained, tmp_path):
+    """The averages of the step with the highest accuracy."""
+    path, _ = pretrained
+    config = _config(path, ema_decay=0.9)
+    config.model.norm_epsilon = 1e-4
+    config.pretrained = None
+    state = _trained(config, tmp_path)
+    model, variables = load_pretrained(tmp_path)
+    assert model == build(config).model
+    jax.tree.map(np.testing.assert_array_equal, variables, state.ema)
+
+
+def test_another_architecture(pretrained, tmp_path):
+    path, _ = pretrained
+    for changes in (
+        {"model.growth_rate": 6},
+        {"model.norm_epsilon": 1e-3},
+    ):
+        config = _config(path, **changes)
+        with pytest.raises(ValueError, match="of another architecture"):
+            loop.train_and_evaluate(config, tmp_path)
+
+
+def test_random_weights_are_not_frozen():
+    config = digits.get_config()
+    config.optimizer.body_rate = 0.0
+    with pytest.raises(ValueError, match=r"set config\.pretrained too"):
+        build(config)

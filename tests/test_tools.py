@@ -1,0 +1,309 @@
+"""The commands: what they print, write and refuse."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from densenet_jax import load_pretrained, save_torch
+from densenet_jax.data.sources import Source, open_source
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.tools import evaluate
+from densenet_jax.tools.predict import imagenet_classes
+from tests.random_variables import random_variables
+from tests.tiny_tfds import write_tiny_tfds
+
+GOLDEN = Path(__file__).parent / "data" / "weights"
+
+
+def _main(name, arguments):
+    module = importlib.import_module(f"densenet_jax.tools.{name}")
+    return module.main([str(a) for a in arguments])
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command and returns what it printed."""
+
+    def run(name, *arguments):
+        assert _main(name, arguments) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that fails, and returns its message."""
+
+    def fails(name, *arguments):
+        assert _main(name, arguments) == 1
+        return capsys.readouterr().err
+
+    return fails
+
+
+def same(path, other):
+    (model, variables), (model2, variables2) = map(
+        load_pretrained, (path, other)
+    )
+    jax.tree.map(np.testing.assert_array_equal, variables, variables2)
+    return model == model2
+
+
+# convert
+
+
+def test_convert_to_safetensors(run, tmp_path):
+    source, target = GOLDEN / "chexnet.pth", tmp_path / "new/net.safetensors"
+    output = run("convert", source, target)
+    assert same(source, target)
+    assert "features.norm0.running_var" in load_file(target)
+    for line in (
+        "The weights are under the key 'state_dict'.",
+        "The names are those of torchvision and timm.",
+        "Prefixes left out: module.densenet121.",
+        "block_layers=(2, 1), growth_rate=4",
+        "Parameters: 2,607",
+        f"Wrote {target}",
+    ):
+        assert line in output
+
+
+def test_convert_to_a_checkpoint_and_back(run, tmp_path):
+    """A checkpoint keeps all, a PyTorch file all but the norms' epsilon."""
+    source = GOLDEN / "keras.h5"
+    run("convert", source, tmp_path / "run")
+    assert same(source, tmp_path / "run")
+
+    output = run("convert", tmp_path / "run", tmp_path / "net.safetensors")
+    assert "step 0" in output
+    assert "epsilon is 1.001e-05, which PyTorch files do not hold" in output
+    assert not same(source, tmp_path / "net.safetensors")
+
+
+def test_convert_with_a_mapping(run, fails, tmp_path):
+    source, target = tmp_path / "net.safetensors", tmp_path / "new.safetensors"
+    output = run("convert", GOLDEN / "cifar.pth", source)
+    mapping = tmp_path / "names.toml"
+    mapping.write_text("[rules]\n'conv0' = 'conv0'\n")
+    message = fails("convert", source, target, f"--mapping={mapping}")
+    assert "The stem's convolution (conv0/kernel) is missing." in message
+    mapping.write_text(
+        "[rules]\n"
+        r"'features\.(?P<name>\w+)' = '{name}'" + "\n"
+        r"'features\.(?P<a>\w+)\.(?P<b>\w+)' = '{a}/{b}'" + "\n"
+        r"'features\.(?P<a>\w+)\.(?P<b>\w+)\.(?P<c>\w+)' = '{a}/{b}/{c}'" + "\n"
+        "'classifier' = 'classifier'\n"
+    )
+    output = run("convert", source, target, f"--mapping={mapping}")
+    assert f"The names are mapped by {mapping}." in output
+    assert same(source, target)
+
+
+def test_convert_refuses(fails, tmp_path, monkeypatch):
+    source, target = GOLDEN / "cifar.pth", tmp_path / "net.safetensors"
+    assert "No such file" in fails("convert", tmp_path / "absent.pth", target)
+    assert "ends in .onnx" in fails("convert", source, tmp_path / "net.onnx")
+    assert "no checkpoints/" in fails("convert", tmp_path, target)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    message = fails("convert", tmp_path / "empty", target)
+    assert "holds no finished checkpoint" in message
+    target.touch()
+    assert "exists: choose another" in fails("convert", source, target)
+
+    for module in ("torch", "torchvision"):
+        monkeypatch.setitem(sys.modules, module, None)
+    target = tmp_path / "net.pth"
+    assert "pip install torch" in fails("convert", source, target)
+    message = fails("convert", source, target, "--verify")
+    assert "leave it out, or install torch" in message
+    assert not target.exists()
+
+
+def _needs_torchvision():
+    for name in ("torch", "torchvision"):
+        pytest.importorskip(
+            name, reason=f"{name}, which this compares with, is not installed"
+        )
+
+
+@pytest.mark.parametrize("name", ["monai.pth", "cifar.pth", "keras.h5"])
+def test_convert_verifies(run, tmp_path, name):
+    _needs_torchvision()
+    target = tmp_path / "net.pth"
+    output = run("convert", GOLDEN / name, target, "--verify")
+    assert "Verified: logits are within" in output
+    assert same(GOLDEN / name, target) == (name != "keras.h5")
+
+
+def test_convert_finds_a_difference(fails, tmp_path, monkeypatch):
+    """Without ReLU our logits are not torchvision's."""
+    _needs_torchvision()
+    monkeypatch.setattr("flax.linen.relu", lambda x: x)
+    target = tmp_path / "net.pth"
+    message = fails("convert", GOLDEN / "monai.pth", target, "--verify")
+    assert "The logits differ: nothing was written" in message
+    assert not target.exists()
+
+
+def test_convert_cannot_verify_a_plain_net(fails, tmp_path):
+    _needs_torchvision()
+    source = _save_random(
+        DenseNet(block_layers=(1, 1), growth_rate=4, bottleneck_width=0),
+        3,
+        tmp_path / "plain.safetensors",
+    )
+    message = fails("convert", source, tmp_path / "net.pth", "--verify")
+    assert "--verify cannot compare" in message
+
+
+def _save_random(model, in_channels, path):
+    save_torch(random_variables(model, in_channels), path)
+    return path
+
+
+# predict
+
+
+def test_imagenet_classes():
+    names = imagenet_classes()
+    assert len(names) == len(set(names)) == 1000
+    assert names[0] == "tench"
+    assert names[207] == "golden retriever"
+    assert names[999] == "toilet tissue"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
+def test_predict(run, tmp_path, mode):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    path = tmp_path / "image.tiff"
+    Image.fromarray(pixels).convert(mode).save(path)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog\nfish\n")
+
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    images = ((pixels / 255 - mean) / std).astype(np.float32)[None]
+    model, variables = load_pretrained(GOLDEN / "monai.pth")
+    expected = jax.nn.softmax(jax.jit(model.apply)(variables, images)[0])
+    order = np.argsort(-expected)
+
+    sizes = "--image_size=32", "--resize_size=32"
+    weights = f"--weights={GOLDEN / 'monai.pth'}"
+    output = run("predict", weights, *sizes, f"--classes={classes}", path)
+    lines = output.splitlines()[-4:]
+    assert lines[0] == str(path)
+    for line, index in zip(lines[1:], order, strict=True):
+        assert line.split() == [
+            f"{expected[index]:.1%}",
+            ("cat", "dog", "fish")[index],
+        ]
+    assert f"class {order[0]}" in run("predict", weights, *sizes, path)
+
+
+def test_predict_names_imagenets_classes(run, tmp_path):
+    weights = _save_random(
+        DenseNet(block_layers=(1,), growth_rate=4),
+        1,
+        tmp_path / "grey.safetensors",
+    )
+    path = tmp_path / "image.png"
+    Image.fromarray(np.full((40, 60), 90, np.uint8)).save(path)
+    mean_and_std = "--mean=0.5", "--std=0.5"
+    output = run("predict", f"--weights={weights}", path, *mean_and_std)
+    guesses = [line.split("%  ")[1] for line in output.splitlines()[-5:]]
+    assert set(guesses) <= set(imagenet_classes())
+
+
+def test_predict_refuses(fails, tmp_path):
+    weights = f"--weights={GOLDEN / 'monai.pth'}"
+    assert "absent.png" in fails("predict", weights, tmp_path / "absent.png")
+    path = tmp_path / "image.png"
+    path.write_text("no image")
+    assert "cannot identify image" in fails("predict", weights, path)
+    message = fails("predict", weights, path, f"--classes={path}")
+    assert "has 1 lines: expected one for each of the 3 classes" in message
+    message = fails("predict", weights, path, "--mean=0.5,0.5")
+    assert "--mean=0.5,0.5 has 2 values: the net reads 3" in message
+    message = fails("predict", weights, path, "--image_size=300")
+    assert "--image_size is 300" in message
+    assert "must be positive" in fails("predict", weights, path, "--std=0")
+
+
+def test_normalization_in_other_units(run, capsys):
+    weights = f"--weights={GOLDEN / 'monai.pth'}"
+    with pytest.raises(SystemExit):
+        run("predict", weights, "image.png", "--mean=125.3,123.0,113.9")
+    assert "divide by 255" in capsys.readouterr().err
+
+
+# evaluate
+
+
+def test_evaluate(run, tmp_path):
+    """Every digit once, the last, partial batch included."""
+    weights = _save_random(
+        DenseNet(
+            block_layers=(1, 1),
+            growth_rate=4,
+            stem="cifar",
+            stem_norm=False,
+            num_classes=10,
+        ),
+        1,
+        tmp_path / "net.safetensors",
+    )
+    examples = open_source("digits", "test").examples
+    images = np.stack([example["image"] for example in examples])
+    images = ((images / 255 - 0.25) / 0.5).astype(np.float32)
+    labels = np.array([example["label"] for example in examples])
+    model, variables = load_pretrained(weights)
+    logits = np.asarray(jax.jit(model.apply)(variables, images))
+    top1 = (logits.argmax(1) == labels).mean()
+    ranks = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(1)
+    logits = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    loss = -logits[np.arange(len(labels)), labels].mean()
+
+    assert len(labels) % 64
+    output = run(
+        "evaluate",
+        f"--weights={weights}",
+        "--dataset=digits",
+        "--batch_size=64",
+        "--mean=0.25",
+        "--std=0.5",
+    )
+    assert (
+        f"top-1 {top1:.2%}, top-5 {(ranks < 5).mean():.2%}, loss {loss:.4f} "
+        f"({len(labels)} images)" in output
+    )
+
+
+def test_evaluate_refuses(fails, tmp_path, monkeypatch):
+    write_tiny_tfds(tmp_path)
+    units = "--mean=0.5", "--std=0.5"
+    cifar = "--dataset=cifar10", f"--data_dir={tmp_path}"
+    weights = f"--weights={GOLDEN / 'cifar.pth'}"
+    message = fails("evaluate", weights, *cifar, *units)
+    assert "tells 3 classes apart and cifar10 has 10" in message
+    message = fails("evaluate", weights, "--dataset=digits", *units)
+    assert "reads 3 channels and the images of digits have 1" in message
+    message = fails("evaluate", weights, *cifar, *units, "--batch_size=12")
+    assert "batch_size 12 cannot be divided" in message
+    message = fails("evaluate", weights, *cifar, *units, "--split=dev")
+    assert "no split 'dev'" in message
+    message = fails("evaluate", "--weights=absent.pth", *cifar, *units)
+    assert "absent.pth" in message
+
+    photos = Source([], num_classes=3, image_shape=(None, None, 3))
+    monkeypatch.setattr(evaluate, "open_source", lambda *_: photos)
+    message = fails("evaluate", weights, "--dataset=photos", *units)
+    assert "differ in size: give --image_size" in message

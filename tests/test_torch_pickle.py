@@ -1,0 +1,264 @@
+"""Reading torch's files: what is in them, and what must not be run."""
+
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from densenet_jax.checkpoints import torch_pickle
+from densenet_jax.checkpoints.tensor_files import open_tensors
+from tests import torch_files
+from tests.torch_files import Items, Raw, call, write
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.pth"
+
+
+def refused(path, match):
+    with pytest.raises(ValueError, match=match) as error:
+        open_tensors(path)
+    return str(error.value)
+
+
+def test_reads_what_was_written(path):
+    tree = {
+        "epoch": 300,
+        "lr": 0.1,
+        "flags": [True, False, None],
+        "state_dict": {
+            "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+            "b": np.array(2.0),
+            "c": np.arange(4).astype(np.float16),
+            "d": np.arange(4).astype(ml_dtypes.bfloat16),
+            "e": np.arange(3),
+        },
+    }
+    read = torch_pickle.load(write(path, tree))
+    assert read.keys() == tree.keys()
+    assert read["epoch"] == 300
+    assert read["lr"] == 0.1
+    assert read["flags"] == [True, False, None]
+    for name, value in tree["state_dict"].items():
+        assert read["state_dict"][name].dtype == value.dtype
+        np.testing.assert_array_equal(read["state_dict"][name], value)
+
+
+def test_values_are_views_of_the_mapped_file(path):
+    value = torch_pickle.load(write(path, {"a": np.ones(3)}))["a"]
+    while not isinstance(value, np.memmap):
+        value = value.base
+    assert value.filename == path
+
+
+def test_views_share_a_storage(path):
+    storage, storages = np.arange(12, dtype=np.float32), []
+    tree = {"a": torch_files.tensor(storage, 2, (2, 3), (1, 4), storages)}
+
+    def add_storage(entries):
+        entries["data/0"] = storage.tobytes()
+
+    read = torch_pickle.load(write(path, tree, edit=add_storage))
+    np.testing.assert_array_equal(read["a"], [[2, 6, 10], [3, 7, 11]])
+
+
+EVIL = {
+    "posix.system": call("posix", "system", "touch ran"),
+    "os.system": call("os", "system", "touch ran"),
+    "builtins.eval": call(
+        "builtins", "eval", "__import__('pathlib').Path('ran').touch()"
+    ),
+    "__builtin__.exec": call("__builtin__", "exec", "import os"),
+    "builtins.getattr": call(
+        "builtins", "getattr", call("os", "system"), "__call__"
+    ),
+    "torch.load": call("torch", "load", "other.pth"),
+    "torchvision.models.densenet.DenseNet": call(
+        "torchvision.models.densenet", "DenseNet"
+    ),
+    "numpy._core.multiarray.scalar": call(
+        "numpy._core.multiarray", "scalar", 1
+    ),
+    # A tensor of a tensor of a call.
+    "os.popen": call(
+        "torch._utils",
+        "_rebuild_parameter",
+        call("torch._utils", "_rebuild_parameter", call("os", "popen", "id")),
+    ),
+    # The name is put together on the stack.
+    "nt.system": Raw(
+        b"X\x02\x00\x00\x00ntX\x06\x00\x00\x00system\x93"
+        b"X\x02\x00\x00\x00id\x85R"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_refuses_code_by_name(path, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(path, {"weight": np.ones(2), "evil": EVIL[name]})
+    message = refused(path, f"asks for '{name}'")
+    assert "weights_only=False" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_evil_files_are_evil(tmp_path, monkeypatch):
+    """Python's own unpickler does run them."""
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(b"\x80\x02" + EVIL["builtins.eval"] + b".")
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("instructions", "match"),
+    [
+        # Python 2's way of calling, objects, extension registry.
+        (b"(S'ls'\nios\nsystem\n", "instruction STRING"),
+        (b"(ios\nsystem\n", "instruction INST"),
+        (b"ccollections\nOrderedDict\n)\x81", "instruction NEWOBJ"),
+        (b"\x82\x01", "instruction EXT1"),
+        # A call of what is no function.
+        (b"N)R", "not a function"),
+        # A storage type is a name, not a function.
+        (b"ctorch\nFloatStorage\n)R", "damaged"),
+        # A memo place or a mark that is not there.
+        (b"h\x07", "damaged"),
+        (b"t", "damaged"),
+        # A string that claims to be longer than the file.
+        (b"X\xff\xff\xff\x7fa", "expected 2147483647 bytes"),
+    ],
+)
+def test_refuses_other_instructions(path, instructions, match):
+    refused(write(path, {"a": Raw(instructions)}), match)
+
+
+def test_a_key_twice(path):
+    write(path, Items([("a", np.ones(2)), ("a", np.zeros(2))]))
+    refused(path, "'a' is in the file twice")
+
+
+def test_an_entry_twice(path):
+    write(path, {"a": np.ones(2)})
+    with (
+        zipfile.ZipFile(path, "a") as file,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        file.writestr("archive/data/0", bytes(16))
+    refused(path, "two entries of one name")
+
+
+def test_a_truncated_zip(path):
+    content = write(path, {"a": np.ones(100)}).read_bytes()
+    for size in (len(content) - 1, len(content) // 2, 40):
+        path.write_bytes(content[:size])
+        refused(path, "truncated or damaged")
+
+
+def test_a_zip_bomb(path):
+    tree = {"a": np.zeros(1_000_000)}
+    write(path, tree, compress=["data/0"])
+    assert path.stat().st_size < 20_000
+    refused(path, r"data/0' is compressed \(\d+ bytes that claim to be 8000000")
+    write(path, tree, compress=["data.pkl"])
+    refused(path, "data.pkl' is compressed")
+
+
+def test_a_bomb_of_strides(path):
+    storage, storages = np.ones(1, np.float32), []
+    big = torch_files.tensor(storage, 0, (2**30, 2**20), (0, 0), storages)
+
+    def add_storage(entries):
+        entries["data/0"] = storage.tobytes()
+
+    write(path, {"a": big}, edit=add_storage)
+    refused(path, "does not fit into its storage of 1 values")
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides", "match"),
+    [
+        (0, (5,), (1,), "does not fit"),
+        (2, (3,), (1,), "does not fit"),
+        (0, (2, 2), (4, 1), "does not fit"),
+        (-1, (2,), (1,), "negative"),
+        (0, (2,), (-1,), "negative"),
+        (0, (2, 2), (1,), "shorter|longer"),
+    ],
+)
+def test_a_tensor_outside_its_storage(path, offset, shape, strides, match):
+    storage = np.ones(4, np.float32)
+    tree = {"a": torch_files.tensor(storage, offset, shape, strides, [])}
+
+    def add_storage(entries):
+        entries["data/0"] = storage.tobytes()
+
+    refused(write(path, tree, edit=add_storage), match)
+
+
+def test_a_tensor_as_storage(path):
+    """Its values do not lie next to each other, so bounds would be wrong."""
+    inner = torch_files.tensor(np.ones(4, np.float32), 0, (2,), (3,), [])
+    outer = call("torch._utils", "_rebuild_tensor_v2", inner, 0, (2,), (1,))
+
+    def add_storage(entries):
+        entries["data/0"] = np.ones(4, np.float32).tobytes()
+
+    refused(write(path, {"a": outer}, edit=add_storage), "made of a storage")
+
+
+def test_a_storage_of_another_size(path):
+    def shorten(entries):
+        entries["data/0"] = entries["data/0"][:-4]
+
+    write(path, {"a": np.ones(4, np.float32)}, edit=shorten)
+    refused(path, "has 12 bytes, but 4 values of float32 were declared")
+
+
+def test_a_storage_that_is_missing(path):
+    write(path, {"a": np.ones(4)}, edit=lambda entries: entries.pop("data/0"))
+    refused(path, "no entry 'archive/data/0'")
+
+
+def test_big_endian(path):
+    def swap(entries):
+        entries["byteorder"] = b"big"
+
+    refused(write(path, {"a": np.ones(4)}, edit=swap), "byte order is b'big'")
+
+
+def test_torchscript(path):
+    def add_constants(entries):
+        entries["constants.pkl"] = b""
+
+    write(path, {"a": np.ones(4)}, edit=add_constants)
+    refused(path, r"torch.jit.load\(OLD\)")
+
+
+def test_another_zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", "{}")
+    refused(path, "not written by torch.save")
+
+
+@pytest.mark.parametrize("name", ["old.pth", "model.pth.tar"])
+def test_the_old_format(tmp_path, name):
+    # How torch.save began files before 1.6: a magic number, pickled.
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bytes(100))
+    assert "weights_only=False" in refused(path, "before version 1.6")
+
+
+def test_other_files(path):
+    path.write_bytes(b"\x89PNG\r\n" + bytes(100))
+    refused(path, "neither a zip file of torch.save, nor .safetensors")
+    path.write_bytes(b"")
+    refused(path, "neither")
+
+
+def test_no_state_dict(path):
+    refused(write(path, [np.ones(2)]), "holds a list")
+    refused(write(path, {}), "the dict is empty")
+    refused(write(path, {"epoch": 3, "lr": 0.1}), r"epoch \(int\)")

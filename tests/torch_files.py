@@ -1,0 +1,112 @@
+"""Writes files like torch.save's without torch, good ones and bad ones."""
+
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+_STORAGES = {
+    np.dtype(np.float64): "DoubleStorage",
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+}
+
+
+class Raw(bytes):
+    """Pickle instructions that are written as they are."""
+
+
+class Items(list):
+    """(key, value) pairs of a dict in which a key may be twice."""
+
+
+def call(module: str, name: str, *arguments) -> Raw:
+    """The instructions that call module.name with arguments."""
+    return Raw(_global(module, name) + _dump(arguments, []) + b"R")
+
+
+def write(path, tree, *, edit=None, compress=(), archive="archive"):
+    """Writes tree (dicts, lists, numbers, arrays, Raw) as torch.save does.
+
+    Args:
+      edit: called with the dict of zip entries before they are written.
+      compress: endings of the names of entries to deflate.
+    """
+    storages = []
+    program = b"\x80\x02" + _dump(tree, storages) + b"."
+    entries = {
+        "data.pkl": program,
+        "byteorder": b"little",
+        "version": b"3\n",
+    }
+    for key, storage in enumerate(storages):
+        entries[f"data/{key}"] = storage.tobytes()
+    if edit:
+        edit(entries)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in entries.items():
+            deflate = name.endswith(tuple(compress))
+            kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+            file.writestr(f"{archive}/{name}", content, compress_type=kind)
+    return path
+
+
+def _global(module, name):
+    return f"c{module}\n{name}\n".encode()
+
+
+def _dump(value, storages):
+    match value:
+        case Raw():
+            return bytes(value)
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            return b"J" + struct.pack("<i", value)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            text = value.encode()
+            return b"X" + struct.pack("<I", len(text)) + text
+        case tuple():
+            return b"(" + b"".join(_dump(v, storages) for v in value) + b"t"
+        case Items() | dict():
+            items = value.items() if isinstance(value, dict) else value
+            pairs = (_dump(k, storages) + _dump(v, storages) for k, v in items)
+            return b"}(" + b"".join(pairs) + b"u"
+        case list():
+            return b"](" + b"".join(_dump(v, storages) for v in value) + b"e"
+        case np.ndarray():
+            return _dump_tensor(value, storages)
+    raise TypeError(type(value))
+
+
+def _dump_tensor(array, storages):
+    array = np.ascontiguousarray(array)
+    strides = tuple(s // array.itemsize for s in array.strides)
+    return tensor(array, 0, array.shape, strides, storages)
+
+
+def tensor(storage, offset, shape, strides, storages):
+    """The instructions for a view of a storage."""
+    kind = Raw(_global("torch", _STORAGES[storage.dtype]))
+    key = str(len(storages))
+    storages.append(storage)
+    persistent = ("storage", kind, key, "cpu", storage.size)
+    reference = Raw(_dump(persistent, []) + b"Q")
+    hooks = call("collections", "OrderedDict")
+    return call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        reference,
+        offset,
+        shape,
+        strides,
+        False,
+        hooks,
+    )
