@@ -14,18 +14,20 @@ CHECKPOINTS = "densenet_jax.checkpoints"
 ANALYSIS = "densenet_jax.analysis"
 TRAINING = "densenet_jax.training"
 CHOICES = "densenet_jax.choices"
+ATOMIC = "densenet_jax.files"
 
 # What of this project a module may import; the rule of a package is the rule
 # of its modules that have none of their own. A new package needs a rule.
 ALLOWED = {
     "densenet_jax": [MODELS, CHECKPOINTS],
     CHOICES: [],
+    ATOMIC: [],
     MODELS: [CHOICES, MODELS],
     DATA: [CHOICES, DATA],
-    ANALYSIS: [CHOICES, ANALYSIS, MODELS],
-    CHECKPOINTS: [CHOICES, CHECKPOINTS, MODELS],
-    TRAINING: [CHOICES, TRAINING, MODELS, DATA],
-    f"{TRAINING}.loop": [TRAINING, MODELS, DATA, CHECKPOINTS, ANALYSIS],
+    ANALYSIS: [CHOICES, ATOMIC, ANALYSIS, MODELS],
+    CHECKPOINTS: [CHOICES, ATOMIC, CHECKPOINTS, MODELS],
+    TRAINING: [CHOICES, ATOMIC, TRAINING, MODELS, DATA],
+    f"{TRAINING}.loop": [ATOMIC, TRAINING, MODELS, DATA, CHECKPOINTS, ANALYSIS],
     "densenet_jax.tools": ["densenet_jax", "train"],
     "configs": ["configs"],
     "train": ["densenet_jax"],

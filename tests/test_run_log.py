@@ -1,9 +1,5 @@
-import json
-
-import pytest
-
 from densenet_jax.analysis.curves import plot_curves, read_metrics
-from densenet_jax.training.run_log import RunLog, write_atomically
+from densenet_jax.training.run_log import RunLog
 
 VALUES = {"epoch": 0.5, "loss": 1.5, "top1": 0.25}
 
@@ -35,14 +31,6 @@ def test_continuing_drops_what_will_be_repeated(tmp_path):
     _write(tmp_path, [], first_step=10)
     kept = [(r["step"], r["split"]) for r in read_metrics(log.path)]
     assert kept == [(s, split) for s in (5, 10) for split in ("train", "test")]
-
-
-def test_atomic_writing_keeps_the_old_file_on_failure(tmp_path):
-    path = tmp_path / "a.json"
-    write_atomically(path, "old")
-    with pytest.raises(TypeError):
-        write_atomically(path, json)
-    assert path.read_text() == "old"
 
 
 def test_curves_are_a_picture(tmp_path):

@@ -21,6 +21,7 @@ from densenet_jax.checkpoints.architecture import (
 )
 from densenet_jax.checkpoints.structure import NoMatchError, match_structure
 from densenet_jax.checkpoints.tensor_files import TensorFile, open_tensors
+from densenet_jax.files import replacing
 from densenet_jax.models.densenet import TORCH_LINEAR_INIT, DenseNet
 
 _log = logging.getLogger(__name__)
@@ -367,7 +368,9 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
     Raises:
       ValueError: variables are not those of a DenseNet.
     """
-    save_file(to_torch(variables), path, metadata={"format": "pt"})
+    tensors = to_torch(variables)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def to_torch(variables: Mapping) -> dict[str, np.ndarray]:

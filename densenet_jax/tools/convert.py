@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_jax.checkpoints import torch_weights
+from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet, min_image_size
 from densenet_jax.tools import command
 
@@ -77,7 +78,8 @@ def _attributes(model):
 
 def _save_pth(variables, path):
     torch = _import("torch", "Writing .pth: give a .safetensors name instead")
-    torch.save(_torch_state_dict(torch, variables), path)
+    with replacing(path) as temporary:
+        torch.save(_torch_state_dict(torch, variables), temporary)
 
 
 def _torch_state_dict(torch, variables):

@@ -20,9 +20,10 @@ from densenet_jax.checkpoints.architecture import tensor_shapes
 from densenet_jax.checkpoints.manager import Checkpoints
 from densenet_jax.checkpoints.torch_weights import describe, load_weights
 from densenet_jax.data import pipeline
+from densenet_jax.files import replacing
 from densenet_jax.training import metrics
 from densenet_jax.training.experiment import Experiment, build
-from densenet_jax.training.run_log import RunLog, write_atomically
+from densenet_jax.training.run_log import RunLog
 from densenet_jax.training.state import TrainState
 
 # A run continues from its newest checkpoint only where these are as they were:
@@ -82,9 +83,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
         log = _Log(experiment, workdir, start, is_writer=_is_first_process())
         cleanup.callback(log.close)
         if _is_first_process():
-            write_atomically(
-                workdir / "config.json", json.dumps(json_config, indent=2)
-            )
+            with replacing(workdir / "config.json") as temporary:
+                temporary.write_text(json.dumps(json_config, indent=2))
         return _loop(
             config, experiment, checkpoints, log, json_config, state, start
         )

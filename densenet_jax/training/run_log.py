@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import tensorboardX
+
+from densenet_jax.files import replacing
 
 
 class RunLog:
@@ -21,7 +22,8 @@ class RunLog:
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = "".join(x for x in lines if _step_of(x) <= first_step)
-            write_atomically(self.path, kept)
+            with replacing(self.path) as temporary:
+                temporary.write_text(kept)
         self._file = self.path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1
@@ -37,13 +39,6 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         self._events.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file, or leaves it as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _step_of(line: str) -> float:
