@@ -2,20 +2,23 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to, moved there at the end.
+    """A temporary path to write a file or directory to, moved to `path` then.
 
-    After an exception the temporary file is gone and `path` is as it was.
+    After an exception what was written is gone and `path` is as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    # A directory of our own: nobody else's file or link is in the way.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as directory:
+        temporary = Path(directory) / path.name
         yield temporary
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

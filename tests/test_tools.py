@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from densenet_jax import load_pretrained, save_torch
+from densenet_jax.checkpoints import torch_weights
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.tools import evaluate
@@ -138,8 +139,35 @@ def test_convert_verifies(run, tmp_path, name):
     _needs_torchvision()
     target = tmp_path / "net.pth"
     output = run("convert", GOLDEN / name, target, "--verify")
-    assert "Verified: logits are within" in output
+    assert "Verified for 4 random images: logits are within" in output
+    assert "places are not verified" in output
     assert same(GOLDEN / name, target) == (name != "keras.h5")
+
+
+@pytest.mark.parametrize("name", ["torchvision_legacy.pth", "timm.safetensors"])
+def test_convert_verifies_what_torch_reads(
+    run, fails, tmp_path, monkeypatch, name
+):
+    _needs_torchvision()
+    target = tmp_path / "net.safetensors"
+    output = run("convert", GOLDEN / name, target, "--verify")
+    assert "which loaded the file by itself" in output
+
+    read = torch_weights._read
+
+    def swap(*args):
+        flat = read(*args)
+        flat["norm5/scale"], flat["norm5/bias"] = (
+            flat["norm5/bias"],
+            flat["norm5/scale"],
+        )
+        return flat
+
+    monkeypatch.setattr(torch_weights, "_read", swap)
+    other = tmp_path / "other.safetensors"
+    message = fails("convert", GOLDEN / name, other, "--verify")
+    assert "The logits differ: nothing was written" in message
+    assert not other.exists()
 
 
 def test_convert_finds_a_difference(fails, tmp_path, monkeypatch):

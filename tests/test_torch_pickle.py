@@ -262,3 +262,20 @@ def test_no_state_dict(path):
     refused(write(path, [np.ones(2)]), "holds a list")
     refused(write(path, {}), "the dict is empty")
     refused(write(path, {"epoch": 3, "lr": 0.1}), r"epoch \(int\)")
+
+
+def test_numbers_beyond_any_size(path):
+    """Python's integers have no bound: products of such are slow."""
+    huge = torch_files.Raw(b"\x8a\xff" + b"\x7f" * 255)
+    storage = np.ones(4, np.float32)
+    tree = {"a": torch_files.tensor(storage, 0, (huge,), (1,), [])}
+
+    def add_storage(entries):
+        entries["data/0"] = storage.tobytes()
+
+    refused(
+        write(path, tree, edit=add_storage),
+        "too large for the size of a tensor",
+    )
+    tree = {"a": torch_files.tensor(storage, 0, (1,) * 9, (1,) * 9, [])}
+    refused(write(path, tree, edit=add_storage), "has 9 axes")

@@ -32,7 +32,7 @@ from densenet_jax.checkpoints.tensor_files import open_tensors
 from densenet_jax.checkpoints.torch_weights import load_weights, to_torch
 from densenet_jax.models.densenet import DenseNet
 from tests.random_variables import random_variables
-from tests.torch_files import write
+from tests.torch_files import tensor, write
 
 GOLDEN = Path(__file__).parent / "data" / "weights"
 LOGITS = dict(np.load(GOLDEN / "logits.npz"))
@@ -91,7 +91,10 @@ def test_golden_logits(name):
         ),
         ("monai.pth", ["key 'model_state_dict'", "MONAI"]),
         ("cifar.pth", ["CIFAR net with bn and fc"]),
-        ("newest_first.pth", ["key 'net'", "kuangliu", r"module\."]),
+        (
+            "newest_first.pth",
+            ["key 'net'", "kuangliu", r"module\.", "newest features first"],
+        ),
         ("unknown_names.pth", ["recognised by their order and shapes"]),
         ("keras.h5", ["Keras applications"]),
         ("keras.weights.h5", ["Keras applications"]),
@@ -127,6 +130,8 @@ def test_keras_epsilon():
         "densenet121.",
         "_orig_mod.",
         "module.model.backbone.",
+        "student.",
+        "module.my_net.body.",
     ],
 )
 def test_prefixes(tmp_path, variables, state_dict, prefix):
@@ -291,7 +296,74 @@ def test_keras_values_outside_the_file(tmp_path):
         path = tmp_path / name
         with h5py.File(path, "w") as file:
             file.create_dataset("conv1_conv/kernel", dtype="f4", **content)
-        refused(path, "bytes that are not in this file")
+        refused(path, "not in this file")
+
+
+def test_keras_files_with_errors_anywhere(tmp_path):
+    """Whatever h5py makes of a damaged file is an error of ours."""
+    content = (GOLDEN / "keras.h5").read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.h5"
+    failed = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(0, 20_000, 20):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_pretrained(path)
+        except ValueError:
+            failed += 1
+    assert failed > 10
+
+
+# Small files that claim to be large.
+
+
+def test_layers_numbered_beyond_the_tensors(tmp_path, state_dict):
+    for name in (
+        "denseblock1000000000.denselayer1",
+        "denseblock1.denselayer9" + 8 * "0",
+    ):
+        path = tmp_path / "numbered.safetensors"
+        extra = {f"features.{name}.norm1.weight": np.ones(1, np.float32)}
+        save_file(state_dict | extra, path)
+        refused(path, "numbered up to [0-9]+, but there are only")
+
+
+def test_tensors_that_share_their_bytes(tmp_path, state_dict):
+    storage = np.ones(10_000, np.float32)
+    storages = [storage]
+    views = {
+        name: tensor(storage, 0, value.shape, value.strides, [])
+        for name, value in state_dict.items()
+    }
+    views |= {
+        f"more.{i}": tensor(storage, 0, (10_000,), (1,), []) for i in range(9)
+    }
+
+    def add_storage(entries):
+        entries["data/0"] = storages[0].tobytes()
+
+    path = write(tmp_path / "shared.pth", views, edit=add_storage)
+    refused(path, "claim [0-9,]+ bytes that are not in this file")
+
+
+def test_a_dict_that_holds_itself(tmp_path):
+    def edit(entries):
+        entries["data.pkl"] = b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s."
+
+    path = write(tmp_path / "cycle.pth", {}, edit=edit)
+    refused(path, "no dict of tensors")
+
+
+def test_values_beyond_float32(tmp_path, state_dict):
+    state_dict["features.conv0.weight"] = np.full(
+        state_dict["features.conv0.weight"].shape, 1e300
+    )
+    path = tmp_path / "large.safetensors"
+    save_file(state_dict, path)
+    refused(path, "conv0.weight has values beyond float32's")
 
 
 # Data types.
@@ -345,7 +417,7 @@ def test_no_head(tmp_path, state_dict):
     path = tmp_path / "weights.safetensors"
     body = {k: v for k, v in state_dict.items() if "classifier" not in k}
     save_file(body, path)
-    refused(path, "no classifier. Give num_classes")
+    refused(path, "no classifier: load_pretrained")
     assert load_pretrained(path, num_classes=5)[0].num_classes == 5
     # A number that happens to be the default.
     assert load_pretrained(path, num_classes=1000)[0].num_classes == 1000
@@ -449,10 +521,9 @@ def test_an_order_that_does_not_fit(tmp_path, edit, reason):
 
 
 def test_safetensors_have_no_order(tmp_path):
-    path = unknown_names(TINY, tmp_path / "weights.pth")
-    tensors = {f"m.{i}.weight": np.ones(2, np.float32) for i in range(9)}
+    file = open_tensors(unknown_names(TINY, tmp_path / "weights.pth"))
     path = tmp_path / "weights.safetensors"
-    save_file(tensors, path)
+    save_file({n: t.read().copy() for n, t in file.tensors.items()}, path)
     refused(path, "safetensors files do not keep their order")
 
 
@@ -500,9 +571,50 @@ def test_a_mapping(tmp_path, variables, state_dict):
     assert f"The names are mapped by {mapping}." in remarks
 
 
+def test_a_mapping_leaves_tensors_out(tmp_path, variables, state_dict):
+    path = tmp_path / "weights.safetensors"
+    state_dict["thresholds"] = np.ones(3, np.float32)
+    save_file(state_dict, path)
+    assert "--mapping=FILE" in refused(path, "unused .1.:\n  thresholds")
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text(
+        r"""[rules]
+'' = ''
+'features\.(?P<a>\w+)' = '{a}'
+'features\.(?P<a>\w+)\.(?P<b>\w+)' = '{a}/{b}'
+'features\.(?P<a>\w+)\.(?P<b>\w+)\.(?P<c>\w+)' = '{a}/{b}/{c}'
+'classifier' = 'classifier'
+"""
+    )
+    _, loaded, _, changes = load_weights(path, mapping=mapping)
+    assert_same(loaded, variables)
+    assert "thresholds is left out." in changes
+
+
+def test_a_head_of_several_layers_is_replaced(tmp_path, state_dict):
+    kernel = state_dict.pop("classifier.weight")
+    bias = state_dict.pop("classifier.bias")
+    for layer in (0, 3):
+        state_dict[f"classifier.{layer}.weight"] = kernel
+        state_dict[f"classifier.{layer}.bias"] = bias
+    path = tmp_path / "deep_head.safetensors"
+    save_file(state_dict, path)
+    refused(path, "duplicate")
+    model, _, _, changes = load_weights(path, num_classes=3)
+    assert model.num_classes == 3
+    assert "The classifier is new" in changes[0]
+
+
 @pytest.mark.parametrize(
     "text",
-    ["conv0", "[rules]\n'(' = 'conv0'", "colour = 1\n[rules]", "rules = 3"],
+    [
+        "conv0",
+        "[rules]\n'(' = 'conv0'",
+        "colour = 1\n[rules]",
+        "rules = 3",
+        "first_layer = 'x'\n[rules]",
+        "[rules]\n'a' = 'denseblock{block}'",
+    ],
 )
 def test_no_mapping(tmp_path, text):
     mapping = tmp_path / "mapping.toml"
@@ -547,14 +659,20 @@ def test_torchvisions_names_and_values(tmp_path):
 def test_other_variables_are_not_written(tmp_path, variables):
     with pytest.raises(ValueError, match=r"\['params'\]: expected"):
         save_torch({"params": variables["params"]}, tmp_path / "x")
+    dense = {"params": {"Dense_0": {"kernel": jnp.ones((2, 2))}}}
+    with pytest.raises(ValueError, match="conv0/kernel"):
+        save_torch({**dense, "batch_stats": {}}, tmp_path / "x")
+    extra = {**variables["params"], **dense["params"]}
+    with pytest.raises(ValueError, match="not exactly those of a DenseNet"):
+        save_torch({**variables, "params": extra}, tmp_path / "x")
 
 
-# Speed, and weights trained by others.
+# Memory, and weights trained by others.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["pth", "safetensors"])
-def test_a_deep_net_loads_fast(tmp_path, container):
+def test_a_deep_net_loads_in_little_memory(tmp_path, container):
     variables = random_variables(create_model("densenet201"))
     file = tmp_path / f"densenet201.{container}"
     if container == "pth":
@@ -563,9 +681,7 @@ def test_a_deep_net_loads_fast(tmp_path, container):
         save_torch(variables, file)
     command = [sys.executable, "-m", "benchmarks.load", str(file)]
     output = subprocess.run(command, check=True, capture_output=True).stdout
-    seconds, ratio = map(float, output.split()[-2:])
-    assert seconds < 3
-    assert ratio < 3
+    assert float(output.split()[-1]) < 3  # times the file
 
 
 @pytest.mark.slow

@@ -27,10 +27,11 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
         raise ValueError("The stem's convolution (conv0/kernel) is missing.")
     stem = shapes["conv0/kernel"]
     stems = {(7, 7): "imagenet", (3, 3): "cifar"}
-    if len(stem) != 4 or stem[:2] not in stems:
+    if len(stem) != 4 or stem[:2] not in stems or not stem[2]:
         raise ValueError(
             f"conv0/kernel is {list(stem)}, expected [height, width, in, out] "
-            "with height and width 7 (for ImageNet) or 3 (for CIFAR)."
+            "with height and width 7 (for ImageNet) or 3 (for CIFAR), and "
+            "one or more channels in."
         )
     block_layers = _block_layers(shapes)
     if not block_layers or not all(block_layers):
@@ -158,6 +159,13 @@ def _block_layers(shapes) -> tuple[int, ...]:
         if found := re.match(r"denseblock(\d+)/denselayer(\d+)/", path):
             block, layer = map(int, found.groups())
             layers[block] = max(layers[block], layer)
+    # The numbers are a file's word; what follows builds that many layers.
+    highest = max([*layers, *layers.values()], default=0)
+    if highest > len(shapes) or sum(layers.values()) > len(shapes):
+        raise ValueError(
+            f"Blocks or layers are numbered up to {highest}, but there are "
+            f"only {len(shapes)} tensors."
+        )
     return tuple(layers[i] for i in range(1, max(layers, default=0) + 1))
 
 

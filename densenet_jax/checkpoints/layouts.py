@@ -20,7 +20,7 @@ class Layout:
       name: for messages.
       rules: pattern -> path in our parameter tree. A pattern fits a module's
         whole name; the first that fits counts. Its named groups fill the
-        {braces} of the path.
+        {braces} of the path. The path '' leaves the module out.
       first_block: what the first block's number (the group `block`) is.
       first_layer: what the first layer's number (the group `layer`) is.
       newest_first: whether a layer reads the newest features first; here it
@@ -44,7 +44,7 @@ class Layout:
                     ("block", self.first_block),
                     ("layer", self.first_layer),
                 ):
-                    if number in groups:
+                    if groups.get(number) is not None:
                         groups[number] = int(groups[number]) - first + 1
                 return path.format(**groups)
         return None
@@ -157,24 +157,8 @@ LAYOUTS = (
     ),
 )
 
-# Tensors that only nets have that are not built here, and why.
-_FOREIGN = {
-    r"features\.conv[12]\.weight": (
-        "The net has a deep stem, three 3x3 convolutions, as timm's "
-        "densenet121d, densenet264d and densenetblur121d (which also blurs "
-        "where the stem pools): this project's stems have one convolution, "
-        "and no blur pooling."
-    ),
-}
-
-
-def foreign(name: str) -> str | None:
-    """Why a net with a tensor of this name is not built here, if so."""
-    for pattern, explanation in _FOREIGN.items():
-        if re.fullmatch(pattern, name):
-            return explanation
-    return None
-
+# The second and third convolution of a stem with three.
+DEEP_STEM = re.compile(r"features\.conv[12]\.weight")
 
 # Counters of batches seen; nothing reads them.
 DROPPED = re.compile(r"(?:.*\.)?num_batches_tracked")
@@ -216,6 +200,7 @@ def read_mapping(path: str | Path) -> Layout:
         first_layer = 0
         [rules]
         'stem\.conv' = 'conv0'
+        'auxiliary' = ''  (left out; tensors outside of modules: '' = '')
         'b(?P<block>\d+)\.l(?P<layer>\d+)\.(?P<kind>norm|conv)(?P<n>[12])' =
             'denseblock{block}/denselayer{layer}/{kind}{n}'  (in one line)
 
@@ -225,8 +210,20 @@ def read_mapping(path: str | Path) -> Layout:
     try:
         content = tomllib.loads(Path(path).read_text())
         layout = Layout(name=str(path), **content)
-        for pattern in layout.rules:
-            re.compile(pattern)
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+        for field in dataclasses.fields(Layout):
+            if field.name in content and field.name != "rules":
+                kind = type(field.default)
+                if not isinstance(content[field.name], kind):
+                    raise TypeError(f"{field.name} must be {kind.__name__}")
+        for pattern, place in layout.rules.items():
+            groups = re.compile(pattern).groupindex
+            place.format(**dict.fromkeys(groups, 1))
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        re.error,
+    ) as error:
         raise ValueError(f"{path} is no mapping of names: {error}") from error
     return layout

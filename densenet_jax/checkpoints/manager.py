@@ -207,10 +207,17 @@ def load_variables(
         if step is None:
             raise ValueError(f"{directory} holds no finished checkpoint.")
         step = checkpoints.best or step
-        state = checkpoints.restore(step, checkpoints.abstract_state(step))
-        config = checkpoints.config(step)
-    variables = state.get("ema") or state
-    return step, {c: variables[c] for c in ("params", "batch_stats")}, config
+        try:
+            state = checkpoints.restore(step, checkpoints.abstract_state(step))
+            config = checkpoints.config(step)
+            variables = state.get("ema") or state
+            variables = {c: variables[c] for c in ("params", "batch_stats")}
+        except (KeyError, AttributeError) as error:
+            raise ValueError(
+                f"The checkpoint of step {step} in {directory} is damaged, or "
+                "none of this project's."
+            ) from error
+    return step, variables, config
 
 
 def _handlers():

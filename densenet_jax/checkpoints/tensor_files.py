@@ -2,24 +2,38 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import flax
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from densenet_jax.checkpoints import torch_pickle
 
 # Where training scripts keep the state dict, in the order of preference.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+_SAFETENSORS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: its shape, and what reads its values."""
+    """A tensor in a file: its shape and type, and what reads its values."""
 
     shape: tuple[int, ...]
+    dtype: np.dtype
     read: Callable[[], np.ndarray]
 
 
@@ -54,12 +68,16 @@ def open_tensors(path: str | Path) -> TensorFile:
         return _open_run(Path(path))
     with open(path, "rb") as file:
         start = file.read(16)
+    opened = None
     if start.startswith(b"PK"):
-        return _open_torch(path)
-    if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return _open_keras(path)
-    if start[8:9] == b"{":
-        return _open_safetensors(path)
+        opened = _open_torch(path)
+    elif start.startswith(b"\x89HDF\r\n\x1a\n"):
+        opened = _open_keras(path)
+    elif start[8:9] == b"{":
+        opened = _open_safetensors(path)
+    if opened is not None:
+        _check_size(opened, Path(path).stat().st_size)
+        return opened
     if start.startswith(b"\x80") or Path(path).name.endswith(".tar"):
         raise ValueError(
             "The file is a pickle in PyTorch's format from before version "
@@ -72,16 +90,33 @@ def open_tensors(path: str | Path) -> TensorFile:
     )
 
 
+def _check_size(file: TensorFile, size: int) -> None:
+    """Raises ValueError where tensors share bytes, or hold what is not there.
+
+    A small file could fill the memory.
+    """
+    claimed = sum(
+        math.prod(tensor.shape) * tensor.dtype.itemsize
+        for tensor in file.tensors.values()
+    )
+    if claimed > size:
+        raise ValueError(
+            f"The tensors claim {claimed:,} bytes that are not in this file "
+            f"of {size:,}."
+        )
+
+
 def _open_torch(path):
     tree = torch_pickle.load(path)
     remarks = []
-    while True:
+    # As many turns as there are wrappers: a dict can hold itself.
+    for _ in range(len(WRAPPERS) + 1):
         if not isinstance(tree, dict):
             raise ValueError(
                 f"The file holds a {type(tree).__name__}, expected a dict of "
                 "tensors."
             )
-        inner = [k for k in _WRAPPERS if isinstance(tree.get(k), dict)]
+        inner = [k for k in WRAPPERS if isinstance(tree.get(k), dict)]
         if not inner:
             break
         remarks.append(f"The weights are under the key {inner[0]!r}.")
@@ -94,11 +129,13 @@ def _open_torch(path):
     if others or not tree:
         raise ValueError(
             "The file holds no dict of tensors, plain or under one of the "
-            f"keys {', '.join(_WRAPPERS)}. What is no tensor: "
+            f"keys {', '.join(WRAPPERS)}. What is no tensor: "
             f"{', '.join(others[:20]) or 'the dict is empty'}."
         )
     tensors = {
-        str(name): StoredTensor(value.shape, lambda value=value: value)
+        str(name): StoredTensor(
+            value.shape, value.dtype, lambda value=value: value
+        )
         for name, value in tree.items()
     }
     return TensorFile(tensors, "torch", tuple(remarks))
@@ -111,43 +148,67 @@ def _open_safetensors(path):
         raise ValueError(
             f"The .safetensors file is truncated or damaged ({error})."
         ) from error
-    tensors = {
-        name: StoredTensor(
-            tuple(file.get_slice(name).get_shape()),
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 (not a dict)
+        part = file.get_slice(name)
+        dtype = _SAFETENSORS.get(part.get_dtype())
+        if dtype is None:
+            raise ValueError(
+                f"{name} is {part.get_dtype()}: expected one of "
+                f"{', '.join(_SAFETENSORS)}."
+            )
+        tensors[name] = StoredTensor(
+            tuple(part.get_shape()),
+            dtype,
             functools.partial(file.get_tensor, name),
         )
-        for name in file.keys()  # noqa: SIM118 (not a dict)
-    }
     return TensorFile(tensors, "safetensors")
 
 
 def _open_keras(path):
     import h5py  # Only Keras files need it.
 
-    try:
-        file = h5py.File(path)
-    except OSError as error:
-        raise ValueError(
-            f"The .h5 file is truncated or damaged ({error})."
-        ) from error
-    size = Path(path).stat().st_size
     tensors = {}
 
     def visit(name, item):
         # Links are not followed by visititems.
         if name.startswith("optimizer") or isinstance(item, h5py.Group):
             return
-        if item.is_virtual or item.external or item.nbytes > size:
+        # Keras writes its weights contiguously, into the file itself.
+        if (
+            item.is_virtual
+            or item.external
+            or item.chunks
+            or item.dtype.hasobject
+        ):
             raise ValueError(
-                f"{name!r} claims {item.nbytes} bytes that are not in this "
-                "file."
+                f"{name!r} holds values that are not in this file as they are."
             )
         tensors[_keras_name(name, item.parent)] = StoredTensor(
-            item.shape, functools.partial(item.__getitem__, ())
+            item.shape,
+            item.dtype,
+            functools.partial(_guarded, item.__getitem__, ()),
         )
 
-    file.visititems(visit)
+    file = _guarded(h5py.File, path)
+    _guarded(file.visititems, visit)
     return TensorFile(tensors, "keras")
+
+
+def _guarded(call, *arguments):
+    """call(*arguments), where h5py fails in its many ways as ValueError."""
+    try:
+        return call(*arguments)
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise ValueError(
+            f"The .h5 file is truncated or damaged ({error})."
+        ) from error
 
 
 def _keras_name(path, group):
@@ -176,7 +237,7 @@ def _open_run(directory):
         ).items():
             module, _, leaf = path.rpartition("/")
             tensors[f"{module}.{leaf}"] = StoredTensor(
-                value.shape, functools.partial(np.asarray, value)
+                value.shape, value.dtype, functools.partial(np.asarray, value)
             )
     return TensorFile(
         tensors,

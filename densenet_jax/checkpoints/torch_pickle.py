@@ -47,13 +47,13 @@ def load(path: str | Path) -> object:
     are read from disk when they are used.
 
     Raises:
-      ValueError: the file is damaged, or asks for anything but tensors and
-        plain containers. Nothing of it has been run.
+      ValueError: the file is truncated or contradicts itself, or asks for
+        anything but tensors and plain containers. Nothing of it has been run.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(
             f"The zip file is truncated or damaged ({error}). Copy or "
             "download it again."
@@ -99,7 +99,12 @@ class _Archive:
         entry = self._entries.get(name)
         if entry is None:
             raise ValueError(f"The zip file has no entry {name!r}.")
-        if entry.compress_type != zipfile.ZIP_STORED:
+        if entry.flag_bits & 1:
+            raise ValueError(f"Entry {name!r} is encrypted.")
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.compress_size != entry.file_size
+        ):
             raise ValueError(
                 f"Entry {name!r} is compressed ({entry.compress_size} bytes "
                 f"that claim to be {entry.file_size}). torch.save compresses "
@@ -137,6 +142,10 @@ class _Storage(NamedTuple):
     values: np.ndarray  # [count]
 
 
+# No weight of a DenseNet has more than four.
+_MOST_AXES = 8
+
+
 def _empty_dict():
     return {}
 
@@ -145,6 +154,8 @@ def _rebuild_tensor(storage, offset, size, stride, *_):
     if not isinstance(storage, _Storage):
         raise ValueError("A tensor is not made of a storage.")
     values = storage.values
+    if len(size) > _MOST_AXES:
+        raise ValueError(f"A tensor has {len(size)} axes.")
     if any(n < 0 for n in (offset, *size, *stride)):
         raise ValueError("A tensor has a negative size, stride or offset.")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
@@ -193,6 +204,9 @@ _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+_DAMAGE = (IndexError, KeyError, TypeError, AttributeError, OverflowError)
+
+
 class _Interpreter:
     """A stack machine for the pickle opcodes of torch.save."""
 
@@ -208,7 +222,7 @@ class _Interpreter:
             for opcode, argument, _ in pickletools.genops(program):
                 self._step(opcode.name, argument)
             return self._stack.pop()
-        except (IndexError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise ValueError(
                 f"data.pkl is damaged: {type(error).__name__} in its "
                 f"instruction {opcode.name}."
@@ -216,6 +230,10 @@ class _Interpreter:
 
     def _step(self, name, argument):
         push, pop = self._stack.append, self._stack.pop
+        if isinstance(argument, int) and not -(2**48) < argument < 2**48:
+            raise ValueError(
+                "data.pkl holds a number too large for the size of a tensor."
+            )
         if name in _PUSH_ARGUMENT:
             push(argument)
         elif name in ("BINGET", "LONG_BINGET"):

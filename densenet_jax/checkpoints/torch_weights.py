@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,7 +115,9 @@ def _load(path, num_classes, in_channels, mapping, seed):
     file = open_tensors(path)
     remarks, changes = list(file.remarks), []
     layout, bare_names = _recognise(file, mapping, remarks, changes)
-    placed, problems = _place(file, layout, bare_names)
+    if num_classes is not None:
+        bare_names = _without_deep_head(layout, bare_names)
+    placed, problems = _place(file, layout, bare_names, changes)
     try:
         attributes = infer_architecture({t: p.shape for t, p in placed.items()})
     except ValueError as error:
@@ -126,7 +129,8 @@ def _load(path, num_classes, in_channels, mapping, seed):
     )
     if not has_head and not new_head:
         raise ValueError(
-            "The file has no classifier. Give num_classes for a new one."
+            "The file has no classifier: load_pretrained(path, num_classes=N) "
+            "makes a new one."
         )
     if new_head:
         attributes["num_classes"] = num_classes
@@ -180,25 +184,55 @@ def _recognise(
         return layouts.read_mapping(mapping), whole
 
     prefixes = {n: layouts.PREFIXES.match(n)[0] for n in names}
-    bare = {name: name.removeprefix(prefixes[name]) for name in names}
+    known = {name: name.removeprefix(prefixes[name]) for name in names}
+    # What all names begin with, as far as the last dot, may be one more.
+    common = os.path.commonprefix(list(known.values()))  # noqa: RUF071
+    common = common.rpartition(".")[0]
+    common = common and f"{common}."
+    stripped = {n: bare.removeprefix(common) for n, bare in known.items()}
 
-    def unknown(layout):
+    def unknown(candidate):
+        layout, bare_names = candidate
         return sum(
-            layout.our_module(name.rpartition(".")[0]) is None
-            for name in bare.values()
+            layout.our_module(bare.rpartition(".")[0]) is None
+            for bare in bare_names.values()
         )
 
-    layout = min(layouts.LAYOUTS, key=unknown)
-    if 2 * unknown(layout) > len(names):
+    candidates = [
+        (layout, bare_names)
+        for bare_names in (known, stripped)
+        for layout in layouts.LAYOUTS
+    ]
+    layout, bare_names = best = min(candidates, key=unknown)
+    if 2 * unknown(best) > len(names):
         return _match_structure(file, names, changes), whole
 
-    for name in bare.values():
-        if explanation := layouts.foreign(name):
-            raise ValueError(explanation)
+    if any(map(layouts.DEEP_STEM.fullmatch, bare_names.values())):
+        raise ValueError(
+            "The net has a deep stem, three 3x3 convolutions, as timm's "
+            "densenet121d, densenet264d and densenetblur121d (which also "
+            "blurs where the stem pools): this project's stems have one "
+            "convolution, and no blur pooling."
+        )
     remarks.append(f"The names are those of {layout.name}.")
-    if found := sorted(set(prefixes.values()) - {""}):
-        remarks.append(f"Prefixes left out: {', '.join(found)}")
-    return layout, bare
+    if layout.newest_first:
+        changes.append(
+            "The input channels are put in another order: nets of these names "
+            "concatenate the newest features first."
+        )
+    found = {n.removesuffix(bare_names[n]) for n in names} - {""}
+    if found:
+        remarks.append(f"Prefixes left out: {', '.join(sorted(found))}")
+    return layout, bare_names
+
+
+def _without_deep_head(layout, bare_names) -> dict[str, str]:
+    """Leaves out a head of several layers, which a new head replaces."""
+    modules = {name: b.rpartition(".")[0] for name, b in bare_names.items()}
+    head = {m for m in modules.values() if layout.our_module(m) == "classifier"}
+    if len(head) < 2:
+        return bare_names
+    return {n: b for n, b in bare_names.items() if modules[n] not in head}
 
 
 def _match_structure(file, names, changes) -> layouts.Layout:
@@ -226,13 +260,18 @@ def _match_structure(file, names, changes) -> layouts.Layout:
     return layouts.Layout("order and shapes", rules)
 
 
-def _place(file, layout, bare_names) -> tuple[dict[str, _Placed], _Problems]:
+def _place(
+    file, layout, bare_names, changes
+) -> tuple[dict[str, _Placed], _Problems]:
     """Finds the place of every tensor; lists those that have none or share."""
     placed, problems = {}, collections.defaultdict(list)
     for name, bare in bare_names.items():
         shape = file.tensors[name].shape
         module, _, their_leaf = bare.rpartition(".")
         path = layout.our_module(module)
+        if path == "":
+            changes.append(f"{name} is left out.")
+            continue
         leaf = layouts.our_leaf(their_leaf, len(shape))
         if path is None or leaf is None:
             problems["unused"].append(name)
@@ -264,7 +303,9 @@ def _check(placed, expected, problems, model) -> None:
     if any(problems.values()):
         raise ValueError(
             "The file does not hold exactly the tensors of the DenseNet that "
-            f"it is nearest to ({describe(model)}).{_listed(problems)}"
+            f"it is nearest to ({describe(model)}).{_listed(problems)}\n"
+            "densenet_jax.tools.convert --mapping=FILE takes places for other "
+            "names, and leaves tensors out."
         )
 
 
@@ -285,17 +326,20 @@ def _read(file, placed, channels, changes) -> dict[str, jax.Array]:
     """
     flat, dtypes = {}, collections.Counter()
     for target, (name, axes, _) in placed.items():
-        values = file.tensors[name].read()
-        if not jnp.issubdtype(values.dtype, jnp.floating):
-            raise ValueError(f"{name} is {values.dtype}: expected floats.")
-        dtypes[str(values.dtype)] += 1
-        values = values.transpose(axes)
+        dtype = file.tensors[name].dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{name} is {dtype}: expected floats.")
+        dtypes[str(dtype)] += 1
+        values = file.tensors[name].read().transpose(axes)
         module, _, leaf = target.rpartition("/")
         if module in channels and target != _HEAD + "bias":
             axis = -2 if leaf == "kernel" else 0
             values = values.take(channels[module], axis)
-        values = np.array(values, np.float32, order="C")
-        flat[target] = jax.device_put(values)
+        with np.errstate(over="ignore"):
+            single = np.array(values, np.float32, order="C")
+        if dtype.itemsize > 4 and (np.isinf(single) & ~np.isinf(values)).any():
+            raise ValueError(f"{name} has values beyond float32's.")
+        flat[target] = jax.device_put(single)
     for dtype, count in dtypes.items():
         if dtype != "float32":
             changes.append(f"{count} tensors were {dtype}, now float32.")
@@ -374,12 +418,20 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
 
 
 def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
-    """The state dict of torchvision's DenseNet, as numpy arrays."""
+    """The state dict of torchvision's DenseNet, as numpy arrays.
+
+    Raises:
+      ValueError: variables are not those of a DenseNet.
+    """
     if not {"params", "batch_stats"} <= set(variables):
         raise ValueError(
             f"Variables have the collections {sorted(variables)}: expected "
             "'params' and 'batch_stats'."
         )
+    shapes = {path: value.shape for path, value in _flatten(variables).items()}
+    model = DenseNet(**infer_architecture(shapes))
+    if shapes != tensor_shapes(model, shapes["conv0/kernel"][2]):
+        raise ValueError("The variables are not exactly those of a DenseNet.")
     leaves = {
         "kernel": "weight",
         "scale": "weight",

@@ -11,6 +11,7 @@ for an Orbax checkpoint that SRC can be. Files have torchvision's names.
 import argparse
 import collections
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densenet_jax.checkpoints import torch_weights
+from densenet_jax.checkpoints import layouts, tensor_files, torch_weights
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet, min_image_size
 from densenet_jax.tools import command
@@ -48,13 +49,16 @@ def convert(arguments: argparse.Namespace) -> None:
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
     if arguments.verify:
-        _verify(model, variables)
+        _verify(source, model, variables)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == "":
         from densenet_jax.checkpoints import manager
 
-        manager.save_variables(target, variables, {"model": _attributes(model)})
+        with replacing(target) as temporary:
+            manager.save_variables(
+                temporary, variables, {"model": _attributes(model)}
+            )
     else:
         if target.suffix in _TORCH:
             _save_pth(variables, target)
@@ -98,11 +102,19 @@ def _import(name, purpose):
         ) from error
 
 
-def _verify(model: DenseNet, variables) -> None:
+def _verify(source: Path, model: DenseNet, variables) -> None:
     """Compares logits for random images with torchvision's module."""
     torch = _import("torch", "--verify compares with PyTorch: leave it out")
     net = _torchvision_net(model, variables["params"]["conv0"]["kernel"])
-    net.load_state_dict(_torch_state_dict(torch, variables))
+    try:
+        net.load_state_dict(_read_with_torch(torch, source))
+        checked = "which loaded the file by itself"
+    except RuntimeError:
+        net.load_state_dict(_torch_state_dict(torch, variables))
+        checked = (
+            "which was given the weights as they were read here: the file's "
+            "names are not torchvision's, so their places are not verified"
+        )
     size = 2 * min_image_size(model.stem, len(model.block_layers))
     channels = variables["params"]["conv0"]["kernel"].shape[2]
     images = np.random.default_rng(0).normal(size=(4, size, size, channels))
@@ -112,11 +124,34 @@ def _verify(model: DenseNet, variables) -> None:
     ours = jax.jit(model.apply)(variables, jnp.asarray(images))
     difference = np.abs(theirs - ours).max()
     print(
-        f"Verified: logits are within {difference:.1e} of torchvision's "
-        f"(largest {np.abs(theirs).max():.1e}) for 4 random images."
+        f"Verified for 4 random images: logits are within {difference:.1e} "
+        f"(the largest is {np.abs(theirs).max():.1e}) of torchvision's module, "
+        f"{checked}."
     )
     if not difference <= _TOLERANCE * np.abs(theirs).max():
         raise ValueError("The logits differ: nothing was written.")
+
+
+def _read_with_torch(torch, source: Path) -> dict:
+    """The file's state dict in torchvision's names, as PyTorch reads it.
+
+    It may hold anything where the file is none of torchvision's.
+    """
+    if source.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state_dict = load_file(source)
+    elif source.suffix in _TORCH:
+        state_dict = torch.load(source, weights_only=True)
+    else:
+        return {}
+    for key in tensor_files.WRAPPERS:
+        state_dict = state_dict.get(key, state_dict)
+    names = {name: layouts.PREFIXES.sub("", name) for name in state_dict}
+    return {
+        re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", new): state_dict[name]
+        for name, new in names.items()
+    }
 
 
 def _torchvision_net(model: DenseNet, kernel: jax.Array):

@@ -81,8 +81,11 @@ def _images(
         )
     preprocessing = command.preprocessing(arguments, channels)
     for path in arguments.images:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(modes[channels]))
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert(modes[channels]))
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path}: {error}") from error
         yield preprocessing.evaluate(pixels.reshape(*pixels.shape[:2], -1))
 
 
