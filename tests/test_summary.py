@@ -2,11 +2,14 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from densenet_jax import create_model, list_models
 from densenet_jax.analysis import summary
 from densenet_jax.tools import summarize
+from tests.random_variables import random_variables
 from tests.test_registry import CIFAR, IMAGENET
 
 # From torchvision's pages on its models, in 1e9.
@@ -128,6 +131,89 @@ def test_formats_show_the_same_rows(rows_121):
         summary.format_table(stages, "txt")
 
 
+def _small(**overrides):
+    return create_model(
+        "densenet_bc_100_12", block_layers=(2, 2), growth_rate=4, **overrides
+    )
+
+
+def test_activation_bytes_are_near_what_xla_takes():
+    """XLA recomputes cheap things, so takes less, but not by half."""
+    model = _small()
+    shape = (16, 16, 3)
+    variables = random_variables(model)
+
+    def loss(params, images):
+        logits, _ = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits.sum()
+
+    def taken(batch_size):
+        images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+        step = jax.jit(jax.grad(loss)).lower(variables["params"], images)
+        return step.compile().memory_analysis().temp_size_in_bytes
+
+    per_image = (taken(96) - taken(32)) / 64
+
+    counted = summary.activation_bytes(model, shape)
+    assert 0.5 * counted < per_image < 1.5 * counted
+
+
+def test_activation_bytes_grow_with_the_image_and_shrink_with_remat():
+    none, convs, block = (
+        summary.activation_bytes(_small(remat=policy), (16, 16, 3))
+        for policy in ("none", "convs", "block")
+    )
+    # The logits, 10 values, do not grow.
+    larger = summary.activation_bytes(_small(), (32, 32, 3))
+    dropout = summary.activation_bytes(_small(dropout_rate=0.2), (16, 16, 3))
+    bfloat16 = summary.activation_bytes(_small(dtype=jnp.bfloat16), (16, 16, 3))
+
+    assert block < convs < none / 2
+    assert larger == pytest.approx(4 * none, rel=1e-3)
+    assert bfloat16 < none < dropout
+
+
+def test_command_compares(capsys, monkeypatch):
+    def small(name):
+        return create_model(name, block_layers=(1, 1))
+
+    monkeypatch.setattr(summarize, "create_model", small)
+    names = ["densenet_40_12", "densenet_bc_100_12"]
+    options = ["--image_size=8", "--channels=1"]
+    assert summarize.main([*names, *options, "--format=json"]) == 0
+    loaded = json.loads(capsys.readouterr().out)
+    assert summarize.main([*names, *options]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert summarize.main([*names, *options, "--format=markdown"]) == 0
+    markdown = capsys.readouterr().out.splitlines()
+
+    assert [entry["name"] for entry in loaded] == names
+    for entry, line, row in zip(loaded, text[-2:], markdown[2:], strict=True):
+        rows = summary.layers(small(entry["name"]), (8, 8, 1))
+        parameters = sum(row.parameters for row in rows)
+        multiply_adds = sum(row.multiply_adds for row in rows)
+        assert entry["image_shape"] == [8, 8, 1]
+        assert entry["parameters"] == parameters
+        assert entry["multiply_adds"] == multiply_adds
+        cells = [
+            entry["name"],
+            "8x8x1",
+            f"{parameters:,}",
+            f"{multiply_adds:,}",
+            f"{entry['activation_bytes'] / 2**20:.1f}",
+            "MiB",
+        ]
+        assert line.split() == cells
+        assert row.replace("|", "").split() == cells
+    assert len({len(line) for line in text[-4:]}) == 1
+    assert {line.count("|") for line in markdown} == {6}
+
+
 def test_command_prints_the_table(capsys):
     status = summarize.main(["densenet_bc_100_12", "--format=json"])
 
@@ -156,6 +242,7 @@ def test_command_takes_size_and_channels(capsys):
             ["densenet12"],
             "Unknown model 'densenet12'. Did you mean densenet121",
         ),
+        (["densenet121", "densenet12"], "Unknown model 'densenet12'."),
         (["densenet121", "--image_size=28"], "height and width of 29 or more"),
         (["densenet121", "--image_size=-1"], "height and width of 29 or more"),
     ],

@@ -15,7 +15,7 @@ from densenet_jax.checkpoints import torch_weights
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.tools import evaluate
-from densenet_jax.tools.predict import imagenet_classes
+from densenet_jax.tools.images import imagenet_classes
 from tests.random_variables import random_variables
 from tests.tiny_tfds import write_tiny_tfds
 

@@ -1,4 +1,4 @@
-"""The table of a network's layers that people draw by hand.
+"""The table of a network's layers that people draw by hand, and of networks.
 
 Everything in it is recorded while the network itself is traced, so a changed
 network has a changed table.
@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -89,11 +89,121 @@ def format_table(rows: Sequence[Row], format: str = "text") -> str:
       ValueError: an unknown format.
     """
     check_choice("format", format, FORMATS)
-    totals = {
-        "parameters": sum(row.parameters for row in rows),
-        "multiply_adds": sum(row.multiply_adds for row in rows),
+    totals = _totals(rows)
+    if format == "json":
+        rows = [dataclasses.asdict(row) for row in rows]
+        return json.dumps({"rows": rows, "totals": totals}, indent=2)
+    cells = [
+        (
+            row.layer,
+            row.operation,
+            "x".join(str(n) for n in row.shape[:-1]) or "1x1",
+            f"{row.shape[-1]:,}",
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+        )
+        for row in rows
+    ]
+    total = ("total", "", "", "")
+    total += (f"{totals['parameters']:,}", f"{totals['multiply_adds']:,}")
+    return _TABLES[format](_HEADER, cells, [total], left_columns=2)
+
+
+def compare(
+    models: Mapping[str, DenseNet],
+    image_shapes: Mapping[str, tuple[int, int, int]],
+) -> list[dict]:
+    """What networks cost, for `format_comparison`.
+
+    Args:
+      models: by name.
+      image_shapes: (height, width, channels) by name.
+
+    Returns:
+      For each 'name', 'image_shape', 'parameters', 'multiply_adds' (see `Row`)
+      and 'activation_bytes' (see `activation_bytes`).
+
+    Raises:
+      ValueError: images are too small for a model.
+    """
+    return [
+        {
+            "name": name,
+            "image_shape": image_shapes[name],
+            **_totals(layers(model, image_shapes[name])),
+            "activation_bytes": activation_bytes(model, image_shapes[name]),
+        }
+        for name, model in models.items()
+    ]
+
+
+def activation_bytes(model: DenseNet, image_shape: tuple[int, int, int]) -> int:
+    """What a training step keeps of one image for its backward pass, in bytes.
+
+    Counted as JAX traces the step, with the model's remat policy and dtype;
+    parameters are not counted. What a compiled step takes can be less, where
+    XLA recomputes what is cheap, and more for what is at work at the time.
+
+    Args:
+      image_shape: (height, width, channels).
+
+    Raises:
+      ValueError: the images are too small for the model.
+    """
+    key = jax.random.key(0)
+
+    def kept(batch_size):
+        images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+
+        def backward_pass(images):
+            variables = model.init(key, images)
+
+            def forward(params):
+                logits, _ = model.apply(
+                    {**variables, "params": params},
+                    images,
+                    train=True,
+                    rngs={"dropout": key},
+                    mutable=["batch_stats"],
+                )
+                return logits
+
+            return jax.vjp(forward, variables["params"])[1]
+
+        residuals = jax.tree.leaves(jax.eval_shape(backward_pass, images))
+        return sum(x.size * x.dtype.itemsize for x in residuals)
+
+    # The difference is free of what does not depend on the images.
+    return kept(3) - kept(2)
+
+
+def format_comparison(compared: Sequence[dict], format: str = "text") -> str:
+    """Writes what `compare` returns, one line a network.
+
+    Raises:
+      ValueError: an unknown format.
+    """
+    check_choice("format", format, FORMATS)
+    if format == "json":
+        return json.dumps(compared, indent=2)
+    cells = [
+        (
+            entry["name"],
+            "x".join(str(n) for n in entry["image_shape"]),
+            f"{entry['parameters']:,}",
+            f"{entry['multiply_adds']:,}",
+            f"{entry['activation_bytes'] / 2**20:,.1f} MiB",
+        )
+        for entry in compared
+    ]
+    return _TABLES[format](_COMPARISON_HEADER, cells, [], left_columns=1)
+
+
+def _totals(rows: Sequence[Row]) -> dict[str, int]:
+    return {
+        key: sum(getattr(row, key) for row in rows)
+        for key in ("parameters", "multiply_adds")
     }
-    return FORMATS[format](rows, totals)
 
 
 def _record_call(rows, module, inputs, output):
@@ -167,8 +277,7 @@ def _merge(layer: str, rows: list[Row]) -> Row:
         layer,
         ", ".join(merged),
         rows[-1].shape,
-        sum(row.parameters for row in rows),
-        sum(row.multiply_adds for row in rows),
+        **_totals(rows),
     )
 
 
@@ -182,51 +291,38 @@ _HEADER = (
 )
 
 
-def _cells(rows, totals):
-    cells = [
-        (
-            row.layer,
-            row.operation,
-            "x".join(str(n) for n in row.shape[:-1]) or "1x1",
-            f"{row.shape[-1]:,}",
-            f"{row.parameters:,}",
-            f"{row.multiply_adds:,}",
-        )
-        for row in rows
-    ]
-    total = (f"{totals['parameters']:,}", f"{totals['multiply_adds']:,}")
-    return [*cells, ("total", "", "", "", *total)]
+_COMPARISON_HEADER = (
+    "network",
+    "image",
+    "parameters",
+    "multiply-adds",
+    "activation memory",
+)
 
 
-def _text(rows, totals):
-    cells = [_HEADER, *_cells(rows, totals)]
-    widths = [max(len(cell) for cell in column) for column in zip(*cells)]
+def _text(header, body, totals, left_columns):
+    columns = zip(header, *body, *totals)
+    widths = [max(len(cell) for cell in column) for column in columns]
 
     def line(row):
         aligned = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < left_columns else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
         ]
         return "  ".join(aligned)
 
-    rule = "-" * len(line(_HEADER))
-    header, *body, total = (line(row) for row in cells)
-    return "\n".join([header, rule, *body, rule, total])
+    rule = "-" * len(line(header))
+    lines = [line(header), rule, *map(line, body)]
+    if totals:
+        lines += [rule, *map(line, totals)]
+    return "\n".join(lines)
 
 
-def _markdown(rows, totals):
-    lines = [_HEADER, ("---", "---", "--:", "--:", "--:", "--:")]
-    lines += _cells(rows, totals)
+def _markdown(header, body, totals, left_columns):
+    marks = ["---" if i < left_columns else "--:" for i in range(len(header))]
+    lines = [header, marks, *body, *totals]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _json(rows, totals):
-    rows = [dataclasses.asdict(row) for row in rows]
-    return json.dumps({"rows": rows, "totals": totals}, indent=2)
-
-
-FORMATS: dict[str, Callable[[Sequence[Row], dict[str, int]], str]] = {
-    "text": _text,
-    "markdown": _markdown,
-    "json": _json,
-}
+_TABLES = {"text": _text, "markdown": _markdown}
+FORMATS = (*_TABLES, "json")

@@ -248,9 +248,7 @@ class DenseNet(nn.Module):
         Raises:
           ValueError: images of another rank, or too small.
         """
-        x = self.features(images, train)[-1]
-        pooled = jnp.mean(at_least_float32(x), axis=(1, 2))
-        return self.classifier(pooled)
+        return self.head(self.features(images, train)[-1])
 
     def features(
         self, images: jax.Array, train: bool = False
@@ -276,6 +274,11 @@ class DenseNet(nn.Module):
                 maps.append(x)
                 x = getattr(self, f"transition{i}")(x, train)
         return [*maps, nn.relu(self.norm5(x, train=train))]
+
+    def head(self, x: jax.Array) -> jax.Array:
+        """Logits [batch, num_classes] of the last feature map: mean, linear."""
+        pooled = jnp.mean(at_least_float32(x), axis=(1, 2))
+        return self.classifier(pooled)
 
     def _check(self, images: jax.Array) -> None:
         smallest = min_image_size(self.stem, len(self.block_layers))

@@ -9,6 +9,8 @@ from absl import logging
 
 from densenet_jax.data.pipeline import Preprocessing
 
+WEIGHTS_HELP = "a PyTorch, .safetensors or Keras file, or a run's directory"
+
 
 def run(
     parser: argparse.ArgumentParser,
@@ -39,10 +41,18 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds --weights."""
     parser.add_argument(
-        "--weights",
-        required=True,
+        "--weights", required=True, type=Path, help=WEIGHTS_HELP
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds --output."""
+    parser.add_argument(
+        "--output",
         type=Path,
-        help="a PyTorch, .safetensors or Keras file, or a run's directory",
+        default=Path(),
+        metavar="DIR",
+        help="where to write, made if need be (the current directory)",
     )
 
 
