@@ -2,10 +2,9 @@
 
     python train.py --config=configs/densenet169.py --workdir=runs/densenet169
 
-Costs 90 passes over 1.28 million images at 3.4 billion multiply-adds each (14.1
-million parameters). Expect a
-validation error of 23.80% top-1 and 6.85% top-5 (the paper's, one central crop;
-not repeated here).
+Costs 90 passes over 1.28 million images at 3.4 billion multiply-adds each
+(14.1 million parameters). Expect a validation error of 23.80% top-1 and
+6.85% top-5 (the paper's, one central crop; not repeated here).
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,9 @@
 
     python train.py --config=configs/densenet201.py --workdir=runs/densenet201
 
-Costs 90 passes over 1.28 million images at 4.3 billion multiply-adds each (20.0
-million parameters). Expect a
-validation error of 22.58% top-1 and 6.34% top-5 (the paper's, one central crop;
-not repeated here).
+Costs 90 passes over 1.28 million images at 4.3 billion multiply-adds each
+(20.0 million parameters). Expect a validation error of 22.58% top-1 and
+6.34% top-5 (the paper's, one central crop; not repeated here).
 """
 
 from ml_collections import ConfigDict
