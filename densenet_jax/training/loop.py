@@ -5,7 +5,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,8 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
 def _loop(config, experiment, checkpoints, log, json_config, state, start):
     with contextlib.ExitStack() as cleanup:
-        _say("Compiling the training step ...")
-        began = time.perf_counter()
-        train_step = experiment.train_step.lower(
-            experiment.state, experiment.batch
-        ).compile()
-        _say(f"Compiled in {time.perf_counter() - began:.1f} s.")
+        total = experiment.total_steps
+        train_step = _compile(experiment) if start < total else None
         batches = pipeline.train_batches(
             experiment.train_source.examples,
             experiment.preprocessing.train,
@@ -133,7 +129,6 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             process_count=jax.process_count(),
         )
         cleanup.callback(batches.close)
-        total = experiment.total_steps
         progress = cleanup.enter_context(
             tqdm(
                 desc="train",
@@ -198,6 +193,17 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
     return result
 
 
+def _compile(experiment: Experiment) -> Callable[..., Any]:
+    """The training step for its shapes alone: others would be an error."""
+    _say("Compiling the training step ...")
+    began = time.perf_counter()
+    compiled = experiment.train_step.lower(
+        experiment.state, experiment.batch
+    ).compile()
+    _say(f"Compiled in {time.perf_counter() - began:.1f} s.")
+    return compiled
+
+
 class _Log:
     """Gathers the metrics of steps and writes their means."""
 
@@ -207,7 +213,6 @@ class _Log:
         self._writer = RunLog(workdir, start) if is_writer else None
         self._sums = {}
         self._steps = 0
-        self._seconds = 0.0
         self._clock = time.perf_counter()
 
     def restart_clock(self):
