@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from densenet_jax.checkpoints.torch_weights import load_weights
-from densenet_jax.data import pipeline
 from densenet_jax.data.sources import open_source
 from densenet_jax.tools import command
-from densenet_jax.training import metrics, sharding, steps
+from densenet_jax.training import evaluation, sharding, steps
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -42,25 +40,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
             f"The net tells {model.num_classes} classes apart and "
             f"{arguments.dataset} has {source.num_classes}."
         )
-    batches = pipeline.eval_batches(
-        source.examples,
-        command.preprocessing(arguments, channels).evaluate,
-        batch_size=arguments.batch_size,
-    )
+    preprocessing = command.preprocessing(arguments, channels)
     mesh = sharding.make_mesh()
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    step = jax.jit(functools.partial(steps.eval_step, model=model))
-    count = len(source.examples)
-    sums = {}
-    with tqdm(total=count, desc="test", unit=" images") as progress:
-        for batch in batches:
-            batch = pipeline.to_devices(batch, sharding.over_data(mesh))
-            sums = metrics.add(sums, step(variables, batch))
-            progress.update(min(arguments.batch_size, count - progress.n))
-    means = metrics.means(jax.device_get(sums))
+    means = evaluation.evaluate(
+        jax.jit(functools.partial(steps.eval_step, model=model)),
+        variables,
+        source.examples,
+        preprocessing.evaluate,
+        batch_size=arguments.batch_size,
+        sharding=sharding.over_data(mesh),
+    )
     print(
         f"top-1 {means['top1']:.2%}, top-5 {means['top5']:.2%}, "
-        f"loss {means['loss']:.4f} ({int(sums['count']):,} images)"
+        f"loss {means['loss']:.4f} ({len(source.examples):,} images)"
     )
 
 

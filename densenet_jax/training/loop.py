@@ -22,6 +22,7 @@ from densenet_jax.checkpoints.torch_weights import describe, load_weights
 from densenet_jax.data import pipeline
 from densenet_jax.files import replacing
 from densenet_jax.training import metrics
+from densenet_jax.training.evaluation import evaluate
 from densenet_jax.training.experiment import Experiment, build
 from densenet_jax.training.run_log import RunLog
 from densenet_jax.training.state import TrainState
@@ -54,9 +55,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     experiment = build(config)
     json_config = json.loads(config.to_json())
     _prepare(workdir)
-    image_shape = experiment.batch["image"].shape[1:]
-    rows = summary.layers(experiment.model, image_shape)
-    _say(summary.format_table(summary.stages(rows)) + "\n")
+    if _is_first_process():
+        image_shape = experiment.batch["image"].shape[1:]
+        rows = summary.layers(experiment.model, image_shape)
+        print(summary.format_table(summary.stages(rows)) + "\n", flush=True)
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_newest=config.checkpoint.keep_newest,
@@ -147,7 +149,7 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             preempted = checkpoints.preempted(step)
             # At `start` both have been done before the checkpoint was saved.
             new = step > start
-            evaluate = last or (
+            evaluated = last or (
                 new and _due(step, config.eval_every_epochs, experiment)
             )
             save = new and (
@@ -155,11 +157,11 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                 or preempted
                 or _due(step, config.checkpoint.every_epochs, experiment)
             )
-            if evaluate or save:
+            if evaluated or save:
                 log.add(previous)
                 previous = None
                 log.flush(step)
-            if evaluate:
+            if evaluated:
                 result = _evaluate(experiment, config, state)
                 if new:
                     log.evaluation(step, result)
@@ -167,11 +169,11 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                 progress.set_postfix(test=f"{result['top1']:.2%}")
             if save:
                 checkpoints.save(
-                    step, state, json_config, result if evaluate else None
+                    step, state, json_config, result if evaluated else None
                 )
             if last or preempted:
                 break
-            if evaluate or save:
+            if evaluated or save:
                 log.restart_clock()
             batch = pipeline.to_devices(
                 next(batches), experiment.batch["image"].sharding
@@ -280,36 +282,14 @@ class _Log:
 
 
 def _evaluate(experiment, config, state):
-    batches = pipeline.eval_batches(
+    return evaluate(
+        experiment.eval_step,
+        state.eval_variables,
         experiment.test_source.examples,
         experiment.preprocessing.evaluate,
         batch_size=config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        sharding=experiment.batch["image"].sharding,
     )
-    variables = state.eval_variables
-    count = len(experiment.test_source.examples)
-    total = {}
-    with (
-        contextlib.closing(batches),
-        tqdm(
-            desc="test",
-            unit=" images",
-            total=count,
-            leave=False,
-            disable=None if _is_first_process() else True,
-        ) as progress,
-    ):
-        for batch in batches:
-            batch = pipeline.to_devices(
-                batch, experiment.batch["image"].sharding
-            )
-            total = metrics.add(total, experiment.eval_step(variables, batch))
-            progress.update(min(config.batch_size, count - progress.n))
-    total = jax.device_get(total)
-    if total["count"] != count:
-        raise AssertionError(f"Evaluated {total['count']} of {count} examples.")
-    return metrics.means(total)
 
 
 def _require_finite(when: str, **values: float) -> None:
@@ -351,7 +331,7 @@ def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:
     """Whether `step` is the first at or after a multiple of every_epochs."""
     # Exact, so that intervals that are multiples of each other fall together.
     every = Fraction(str(every_epochs)) * experiment.steps_per_epoch
-    return step > 0 and step // every > (step - 1) // every
+    return step // every > (step - 1) // every
 
 
 def _prepare(workdir: Path) -> None:

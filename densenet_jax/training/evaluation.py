@@ -1,0 +1,64 @@
+"""Metrics of a model over a whole data set."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from densenet_jax.data import pipeline
+from densenet_jax.data.sources import Examples
+from densenet_jax.training import metrics
+
+
+def evaluate(
+    eval_step: Callable[..., Mapping[str, jax.Array]],
+    variables: Mapping[str, Any],
+    examples: Examples,
+    transform: Callable[[np.ndarray], np.ndarray],
+    *,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+) -> dict[str, float]:
+    """Counts every example once, with a progress bar on the first host.
+
+    Args:
+      eval_step: `steps.eval_step` for a model, jitted.
+      variables: of the model, on the devices.
+      examples: the test split.
+      transform: normalises one image.
+      batch_size: over all hosts.
+      sharding: of a batch.
+
+    Returns:
+      'loss' in nats, 'top1' and 'top5' in [0, 1].
+    """
+    batches = pipeline.eval_batches(
+        examples,
+        transform,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    count = len(examples)
+    total = {}
+    with (
+        contextlib.closing(batches),
+        tqdm(
+            desc="test",
+            unit=" images",
+            total=count,
+            leave=False,
+            disable=None if jax.process_index() == 0 else True,
+        ) as progress,
+    ):
+        for batch in batches:
+            batch = pipeline.to_devices(batch, sharding)
+            total = metrics.add(total, eval_step(variables, batch))
+            progress.update(min(batch_size, count - progress.n))
+    total = jax.device_get(total)
+    if total["count"] != count:
+        raise AssertionError(f"Evaluated {total['count']} of {count} examples.")
+    return metrics.means(total)
