@@ -13,8 +13,24 @@ Record = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl: 'step', 'epoch', 'split' and values."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records of a metrics.jsonl: 'step', 'epoch', 'split' and values.
+
+    Raises:
+      ValueError: there is no such file, or a line is cut off.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise ValueError(f"no {path.name}") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{path.name} is cut off in line {number} of {len(lines)}"
+            ) from None
+    return records
 
 
 def plot_curves(records: Sequence[Record], path: Path, title: str) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from densenet_jax.analysis import curves, summary
+from densenet_jax.analysis.runs import differences, flatten
 from densenet_jax.checkpoints.architecture import tensor_shapes
 from densenet_jax.checkpoints.manager import Checkpoints
 from densenet_jax.checkpoints.torch_weights import describe, load_weights
@@ -40,8 +41,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     taken after the save, so the saved step is the position in the data, and a
     run that continues is the run that was never stopped.
 
-    Writes to workdir: checkpoints/, config.json, metrics.jsonl, tensorboard/
-    and curves.png.
+    Writes to workdir: checkpoints/, config.json, network.json (the table of
+    its stages), metrics.jsonl, tensorboard/ and curves.png.
 
     Returns:
       The test metrics after the last step: 'loss' in nats, 'top1' and 'top5'
@@ -55,10 +56,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     experiment = build(config)
     json_config = json.loads(config.to_json())
     _prepare(workdir)
-    if _is_first_process():
-        image_shape = experiment.batch["image"].shape[1:]
-        rows = summary.layers(experiment.model, image_shape)
-        print(summary.format_table(summary.stages(rows)) + "\n", flush=True)
+    image_shape = experiment.batch["image"].shape[1:]
+    stages = summary.stages(summary.layers(experiment.model, image_shape))
+    _say(summary.format_table(stages) + "\n")
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_newest=config.checkpoint.keep_newest,
@@ -87,6 +87,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
         if _is_first_process():
             with replacing(workdir / "config.json") as temporary:
                 temporary.write_text(json.dumps(json_config, indent=2))
+            with replacing(workdir / "network.json") as temporary:
+                temporary.write_text(summary.format_table(stages, "json"))
         return _loop(
             config, experiment, checkpoints, log, json_config, state, start
         )
@@ -348,12 +350,7 @@ def _prepare(workdir: Path) -> None:
 def _check_position(
     saved: Mapping[str, Any], config: Mapping[str, Any], step: int
 ) -> None:
-    saved, config = _flatten(saved), _flatten(config)
-    changed = {
-        key: f"{key} was {saved.get(key)!r}, is {config.get(key)!r}"
-        for key in sorted(saved.keys() | config.keys())
-        if saved.get(key) != config.get(key)
-    }
+    changed = differences(flatten(saved), flatten(config))
     refused = [changed[key] for key in _POSITION_KEYS if key in changed]
     if refused:
         raise ValueError(
@@ -363,16 +360,6 @@ def _check_position(
         )
     if changed:
         _say(f"Continuing with a changed config: {'; '.join(changed.values())}")
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _accuracy(experiment: Experiment, result: Mapping[str, float]) -> str:

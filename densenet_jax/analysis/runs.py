@@ -1,0 +1,154 @@
+"""What the directories of runs hold; nothing in them is trusted to be whole."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from densenet_jax.analysis.curves import Record, read_metrics
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.registry import create_model
+
+# Written by sweeps: why a run failed, and the names of all trials.
+FAILURE = "failed.json"
+TRIALS = "trials.json"
+
+# Any of these makes a directory that of a run.
+_MARKS = ("config.json", "metrics.jsonl", FAILURE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that came to its end.
+
+    Attributes:
+      directory: where it is.
+      config: its values by dotted key.
+      model: its network; `num_classes` is not set.
+      parameters: how many are trained.
+      multiply_adds: for one image; see `analysis.summary.Row`.
+      records: of its metrics.jsonl.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    model: DenseNet
+    parameters: int
+    multiply_adds: int
+    records: Sequence[Record]
+
+    def split(self, name: str) -> list[Record]:
+        """The records of 'train' or 'test', in the order of steps."""
+        return [r for r in self.records if r["split"] == name]
+
+
+def find_runs(directory: Path) -> list[Path]:
+    """The directories of runs in a directory or below it, sorted."""
+    found = []
+    for path, directories, files in os.walk(directory):
+        if not set(_MARKS).isdisjoint(files):
+            found.append(Path(path))
+            directories.clear()  # checkpoints are no runs
+    return sorted(found)
+
+
+def read_run(directory: Path) -> Run:
+    """Reads a finished run.
+
+    Raises:
+      ValueError: it failed, is not finished or is damaged: which, and where.
+    """
+    failure = directory / FAILURE
+    if failure.exists():
+        raise ValueError(f"failed: {_read_json(failure)['reason']}")
+    config = _read_json(directory / "config.json")
+    totals = _read_json(directory / "network.json")["totals"]
+    records = read_metrics(directory / "metrics.jsonl")
+    _require_end(records, config["epochs"])
+    attributes = {
+        key: value
+        for key, value in config["model"].items()
+        if value is not None and key != "dtype"
+    }
+    return Run(
+        directory=directory,
+        config=flatten(config),
+        model=create_model(attributes.pop("name"), **attributes),
+        records=records,
+        **totals,
+    )
+
+
+def progress(directory: Path) -> Record | None:
+    """The newest test record of a run that may be at work; None: none yet."""
+    try:
+        records = read_metrics(directory / "metrics.jsonl")
+    except ValueError:
+        return None
+    tests = [r for r in records if r["split"] == "test"]
+    return tests[-1] if tests else None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> values by dotted key."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, str]:
+    """'KEY was OLD, is NEW' by key, where flat configs differ."""
+    return {
+        key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def label(
+    settings: Mapping[str, Any], keys: Iterable[str], separator: str = ", "
+) -> str:
+    """'growth_rate=12, block_layers=4-4-4' for what is set.
+
+    Args:
+      settings: by dotted key.
+      keys: all of a config, dotted. A key of settings is shortened to its
+        last part where no other ends in that.
+      separator: between settings.
+    """
+    ends = [key.rpartition(".")[2] for key in keys]
+    parts = []
+    for key, value in settings.items():
+        end = key.rpartition(".")[2]
+        name = end if ends.count(end) == 1 else key
+        if isinstance(value, (list, tuple)):
+            value = "-".join(map(str, value))
+        parts.append(f"{name}={value}")
+    return separator.join(parts)
+
+
+def _require_end(records: Sequence[Record], epochs: float) -> None:
+    tests = [r for r in records if r["split"] == "test"]
+    if not tests:
+        raise ValueError("unfinished: no evaluation yet")
+    step, epoch = tests[-1]["step"], tests[-1]["epoch"]
+    # The last step is the rounded end of the last epoch.
+    if step < epochs * step / epoch - 0.5 - 1e-6:
+        raise ValueError(f"unfinished: epoch {epoch:.1f} of {epochs:g}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no {path.name}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None

@@ -1,0 +1,246 @@
+"""Runs the trials that a recipe's sweep(add) lists, each a process of its own.
+
+python -m densenet_jax.tools.sweep --config=configs/ablation.py \\
+    --workdir=runs/ablation --parallel=2
+
+A trial runs in a directory of its own in --workdir, named after what it
+differs in, with its output in log.txt. One that fails does not stop the rest.
+The same command again leaves out what has finished, continues what has not
+and tries what failed again; python -m densenet_jax.tools.report shows the
+results. Every trial's config is checked, on the CPU, before the first starts.
+
+Several machines that share --workdir: give each its part, --shard=1/2 and
+--shard=2/2. On GPUs and TPUs a trial takes all devices of its machine; to run
+one trial a GPU, start a sweep for each, with CUDA_VISIBLE_DEVICES and --shard.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from tqdm import tqdm
+
+from densenet_jax.analysis import runs
+from densenet_jax.files import replacing
+from densenet_jax.tools import command, trials
+from densenet_jax.tools.board import Board
+from densenet_jax.tools.trials import Trial
+
+# How long a trial may take to save and stop.
+_GRACE_SECONDS = 30
+
+# Of a job; submitit's own, five minutes, suits no training.
+_TIMEOUT_MINUTES = 24 * 60
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Runs what is left of the sweep, and says how it went."""
+    # The devices are the trials'.
+    jax.config.update("jax_platforms", "cpu")
+    expanded = trials.expand(arguments.config, arguments.workdir)
+    for trial, config in tqdm(
+        expanded.items(), desc="check", unit=" trials", disable=None
+    ):
+        trials.check(trial, config)
+    number, count = arguments.shard
+    mine = list(expanded)[number - 1 :: count]
+    unfinished = [trial for trial in mine if trial.problem]
+    print(
+        f"{len(mine)} trials, {len(mine) - len(unfinished)} of them finished."
+    )
+    if arguments.dry_run:
+        for trial in unfinished:
+            print(shlex.join(trial.command))
+        return
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    with replacing(arguments.workdir / runs.TRIALS) as temporary:
+        names = [trial.name for trial in expanded]
+        temporary.write_text(json.dumps(names, indent=2))
+    if arguments.launcher == "slurm":
+        submit(
+            unfinished,
+            arguments.workdir,
+            parallel=arguments.parallel,
+            options=dict(arguments.slurm),
+        )
+        return
+    with Board(mine, Console()) as board:
+        failed = run_here(mine, arguments.parallel, board)
+    if failed:
+        raise ValueError(
+            f"{failed} of {len(mine)} trials failed: see their log.txt. The "
+            "same command tries them again."
+        )
+
+
+def run_here(waiting: Sequence[Trial], parallel: int, board: Board) -> int:
+    """Runs trials on this machine; returns how many failed.
+
+    Raises:
+      SystemExit: stopped by Ctrl-C or SIGTERM, after the trials have stopped.
+    """
+    waiting = list(waiting)
+    # The process of each trial; None: not started here.
+    active: dict[Trial, subprocess.Popen | None] = {}
+    failed = 0
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or active:
+            while waiting and len(active) < parallel:
+                active[waiting.pop(0)] = None
+            for trial, process in list(active.items()):
+                reason = None
+                if process is not None:
+                    exit_code = process.poll()
+                    if exit_code is None:
+                        continue
+                    reason = trials.finish(trial, exit_code)
+                elif trial.problem is not None:
+                    active[trial] = trials.start(trial)
+                    board.running(trial, here=active[trial] is not None)
+                    continue
+                del active[trial]
+                failed += reason is not None
+                board.ended(trial, reason)
+            board.refresh()
+            if active:
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "Stopped. The same command goes on from the last checkpoints."
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _stop([process for process in active.values() if process])
+    return failed
+
+
+def submit(
+    waiting: Sequence[Trial],
+    workdir: Path,
+    *,
+    parallel: int,
+    options: Mapping[str, Any],
+    cluster: str = "slurm",
+) -> list:
+    """Submits trials as a job array; returns the jobs, those of submitit.
+
+    Args:
+      waiting: the trials.
+      workdir: its slurm/ gets the jobs' own logs.
+      parallel: how many run at a time.
+      options: for submitit's AutoExecutor.
+      cluster: AutoExecutor's.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            "--launcher=slurm needs submitit: pip install submitit"
+        ) from None
+    try:
+        executor = submitit.AutoExecutor(workdir / "slurm", cluster=cluster)
+        executor.update_parameters(
+            name=workdir.name,
+            slurm_array_parallelism=parallel,
+            **{"timeout_min": _TIMEOUT_MINUTES, **options},
+        )
+    except (RuntimeError, NameError, TypeError) as error:
+        raise ValueError(f"submitit refuses: {error}") from None
+    jobs = executor.map_array(trials.run, waiting)
+    for job, trial in zip(jobs, waiting):
+        print(f"{job.job_id}  {trial.name}")
+    return jobs
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not I/N with I in 1 ... N, as in 1/2"
+        )
+    return number, count
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
+    return key, int(value) if value.isdecimal() else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, 1 after an error."""
+    parser = command.parser("sweep", __doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a recipe with sweep(add), FILE or FILE:ARGUMENT",
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=Path, help="of the whole sweep"
+    )
+    parser.add_argument(
+        "--parallel",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="trials at a time; on CPUs they share the cores (1)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="run every N-th trial from the I-th alone",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check all trials, and print the commands of the unfinished",
+    )
+    parser.add_argument("--launcher", choices=["here", "slurm"], default="here")
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        type=_option,
+        default=[],
+        metavar="KEY=VALUE",
+        help="for submitit's AutoExecutor, as slurm_partition=gpu "
+        f"gpus_per_node=1 (timeout_min={_TIMEOUT_MINUTES})",
+    )
+    return command.run(parser, sweep, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
