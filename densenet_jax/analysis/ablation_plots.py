@@ -1,0 +1,191 @@
+"""Pictures of an ablation, in colours that colour-blind readers tell apart."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from densenet_jax.analysis.ablation import Group, errors
+
+# Okabe and Ito, Color universal design (2008).
+_COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+_LINES = ("-", "--", ":", "-.")
+_VARIANTS = {
+    "DenseNet": ("o", _COLORS[0]),
+    "DenseNet-B": ("s", _COLORS[1]),
+    "DenseNet-C": ("^", _COLORS[2]),
+    "DenseNet-BC": ("D", _COLORS[3]),
+}
+
+# With more groups than that their labels would cover each other.
+_MOST_LABELS = 8
+
+
+def plot_costs(groups: Sequence[Group], path: Path) -> None:
+    """Draws error against parameters and multiply-adds: figures 3 and 4.
+
+    A marker is the mean over the seeds of a group, its bar the sample
+    standard deviation; a line joins the groups of a variant.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, attribute in zip(panels, ("parameters", "multiply_adds")):
+        for variant, (marker, color) in _VARIANTS.items():
+            chosen = [g for g in groups if g.variant == variant]
+            chosen.sort(key=lambda g: getattr(g, attribute))
+            if not chosen:
+                continue
+            axes.errorbar(
+                [getattr(g, attribute) for g in chosen],
+                [g.final[0] for g in chosen],
+                [g.final[1] or 0 for g in chosen],
+                color=color,
+                marker=marker,
+                capsize=4,
+                label=variant,
+            )
+        axes.set(xscale="log", xlabel=attribute.replace("_", "-"))
+        axes.margins(x=0.15, y=0.12)
+        _count_by_125(axes.xaxis)
+        axes.grid(alpha=0.3)
+        if len(groups) <= _MOST_LABELS and len(groups) > 1:
+            _label(axes, groups, attribute)
+    panels[0].set_ylabel("top-1 test error (%)")
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def plot_curves(groups: Sequence[Group], path: Path) -> None:
+    """Draws training loss and test error over epochs, one colour a group.
+
+    Thick: the mean over the seeds; thin: each seed.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    styles = itertools.cycle(
+        (color, line) for line in _LINES for color in _COLORS
+    )
+    for group, (color, line) in zip(groups, styles):
+        style = dict(color=color, linestyle=line)
+        for axes, curves in zip(panels, (_losses(group), _errors(group))):
+            if len(curves) > 1:
+                for curve in curves:
+                    axes.plot(*curve, **style, linewidth=0.6, alpha=0.5)
+            axes.plot(*_mean(curves), **style, linewidth=2, label=group.label)
+    panels[0].set(ylabel="training cross entropy (nats)", yscale="log")
+    panels[1].set(ylabel="top-1 test error (%)", yscale="log")
+    for axes in panels:
+        _count_by_125(axes.yaxis)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def plot_heat_map(groups: Sequence[Group], path: Path) -> bool:
+    """Draws error over growth rate x compression.
+
+    Returns:
+      Whether it did: the groups vary in these, and in nothing else.
+    """
+    if set(groups[0].settings) != {"model.growth_rate", "model.compression"}:
+        return False
+    cells = {(g.model.growth_rate, g.model.compression): g for g in groups}
+    growth_rates, compressions = (sorted(set(v)) for v in zip(*cells))
+    values = np.full((len(compressions), len(growth_rates)), np.nan)
+    for (k, theta), g in cells.items():
+        values[compressions.index(theta), growth_rates.index(k)] = g.final[0]
+    figure = Figure(
+        figsize=(2.5 + 1.3 * values.shape[1], 1.5 + 0.9 * values.shape[0]),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="cividis", aspect="auto", origin="lower")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (i, j), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.text(j, i, "-", ha="center", va="center")
+            continue
+        mean, deviation = cells[growth_rates[j], compressions[i]].final
+        spread = "" if deviation is None else f"\n± {deviation:.2f}"
+        axes.text(
+            *(j, i, f"{mean:.2f}{spread}"),
+            ha="center",
+            va="center",
+            color="black" if value > middle else "white",
+        )
+    axes.set_xticks(range(len(growth_rates)), growth_rates)
+    axes.set_yticks(range(len(compressions)), compressions)
+    axes.set(xlabel="growth rate k", ylabel="compression θ")
+    figure.colorbar(image, label="top-1 test error (%)")
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _label(axes, groups, attribute):
+    positions = [getattr(g, attribute) for g in groups]
+    middle = np.sqrt(min(positions) * max(positions))
+    for g, position in zip(groups, positions):
+        # To the side where there is room.
+        side = 1 if position <= middle else -1
+        axes.annotate(
+            g.label.replace(", ", "\n"),
+            (position, g.final[0]),
+            xytext=(7 * side, 5),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            fontsize=8,
+        )
+
+
+def _losses(group):
+    """(epochs, losses) of each run."""
+    return [
+        (
+            [r["epoch"] for r in run.split("train")],
+            [r["loss"] for r in run.split("train")],
+        )
+        for run in group.runs
+    ]
+
+
+def _errors(group):
+    """(epochs, errors in percent) of each run."""
+    return [
+        ([r["epoch"] for r in run.split("test")], errors(run))
+        for run in group.runs
+    ]
+
+
+def _mean(curves):
+    """The curve of means at the epochs that all curves have."""
+    by_epoch = [dict(zip(*curve)) for curve in curves]
+    epochs = sorted(set.intersection(*map(set, by_epoch)))
+    return epochs, [np.mean([c[e] for c in by_epoch]) for e in epochs]
+
+
+def _count_by_125(axis):
+    """Marks 1, 2, 5, 10, 20, ... of a logarithmic axis in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(_count))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _count(value, _):
+    """1500000 -> '1.5M'."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:g}{suffix}"
+    return f"{value:g}"
