@@ -61,29 +61,39 @@ def test_an_unfinished_run_says_how_far_it_came(tmp_path):
         runs.read_run(directory)
 
 
-@pytest.mark.parametrize("examples", [1, 45, 1437, 50_000])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 240])
-@pytest.mark.parametrize("epochs", [0.5, 1.0, 2.5, 30.0, 1 / 3])
-def test_the_last_step_is_the_end_and_no_step_before(
-    tmp_path, examples, batch_size, epochs
-):
-    """The end is `training.experiment`'s: epochs of a fraction, rounded."""
-    steps_per_epoch = Fraction(examples, batch_size)
-    total = round(epochs * steps_per_epoch)
-    if total < 3:
-        pytest.skip("no step, or none before the last")
-    directory = write_run(tmp_path / "run", [], epochs=epochs)
+_LENGTHS = [
+    (epochs, Fraction(examples, batch_size))
+    for epochs in (0.5, 1.0, 2.5, 30.0, 1 / 3)
+    for examples in (45, 1437, 50_000)
+    for batch_size in (1, 7, 64, 240)
+]
 
-    def evaluated_at(step):
-        epoch = float(step / steps_per_epoch)
-        record = dict(step=step, epoch=epoch, split="test", top1=0.5, loss=1)
-        (directory / "metrics.jsonl").write_text(json.dumps(record))
-        runs.read_run(directory)
 
-    evaluated_at(total)
-    # Where the end is a half the step before it is as near.
-    with pytest.raises(ValueError, match=r"^unfinished: epoch"):
-        evaluated_at(total - 2 + (epochs * steps_per_epoch % 1 != 0.5))
+def test_the_last_step_is_the_end_and_no_step_before(tmp_path):
+    """The end is `training.experiment`'s: rounded epochs of a fraction."""
+    directory = write_run(tmp_path / "run", [])
+    config = json.loads((directory / "config.json").read_text())
+    lengths = [
+        (epochs, steps_per_epoch, round(epochs * steps_per_epoch))
+        for epochs, steps_per_epoch in _LENGTHS
+        if epochs * steps_per_epoch > 3
+    ]
+    assert len(lengths) > 40
+    for epochs, steps_per_epoch, total in lengths:
+        config["epochs"] = epochs
+        (directory / "config.json").write_text(json.dumps(config))
+
+        def evaluated_at(step, steps_per_epoch=steps_per_epoch):
+            epoch = float(step / steps_per_epoch)
+            record = dict(step=step, epoch=epoch, split="test", top1=0.5)
+            (directory / "metrics.jsonl").write_text(json.dumps(record))
+            runs.read_run(directory)
+
+        evaluated_at(total)
+        # Where the end is a half the step before it is as near.
+        tie = epochs * steps_per_epoch % 1 == 0.5
+        with pytest.raises(ValueError, match=r"^unfinished: epoch"):
+            evaluated_at(total - (2 if tie else 1))
 
 
 def test_runs_are_found_but_not_in_runs(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from densenet_jax.analysis import runs
 from densenet_jax.analysis.ablation import Group, errors
 
 # Okabe and Ito, Color universal design (2008).
@@ -55,12 +56,12 @@ def plot_costs(groups: Sequence[Group], path: Path) -> None:
                 capsize=4,
                 label=variant,
             )
+            if len(groups) <= _MOST_LABELS:
+                _label(axes, chosen, attribute)
         axes.set(xscale="log", xlabel=attribute.replace("_", "-"))
         axes.margins(x=0.15, y=0.12)
         _count_by_125(axes.xaxis)
         axes.grid(alpha=0.3)
-        if len(groups) <= _MOST_LABELS and len(groups) > 1:
-            _label(axes, groups, attribute)
     panels[0].set_ylabel("top-1 test error (%)")
     panels[0].legend()
     figure.savefig(path, dpi=110)
@@ -84,9 +85,13 @@ def plot_curves(groups: Sequence[Group], path: Path) -> None:
                     axes.plot(*curve, **style, linewidth=0.6, alpha=0.5)
             axes.plot(*_mean(curves), **style, linewidth=2, label=group.label)
     panels[0].set(ylabel="training cross entropy (nats)", yscale="log")
-    panels[1].set(ylabel="top-1 test error (%)", yscale="log")
+    _count_by_125(panels[0].yaxis)
+    # The first epochs' errors would leave no room for the last ones'.
+    panels[1].set(
+        ylabel="top-1 test error (%)",
+        ylim=(0, min(100, 3 * max(g.final[0] for g in groups))),
+    )
     for axes in panels:
-        _count_by_125(axes.yaxis)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -135,18 +140,24 @@ def plot_heat_map(groups: Sequence[Group], path: Path) -> bool:
 
 
 def _label(axes, groups, attribute):
-    positions = [getattr(g, attribute) for g in groups]
-    middle = np.sqrt(min(positions) * max(positions))
-    for g, position in zip(groups, positions):
-        # To the side where there is room.
-        side = 1 if position <= middle else -1
+    """Names what the variant's name does not: above the line, then below."""
+    varied = [
+        key
+        for key, value in groups[0].settings.items()
+        if any(g.settings[key] != value for g in groups)
+    ]
+    for i, g in enumerate(groups):
+        settings = {key: g.settings[key] for key in varied}
+        side = 1 if i < len(groups) / 2 else -1
         axes.annotate(
-            g.label.replace(", ", "\n"),
-            (position, g.final[0]),
-            xytext=(7 * side, 5),
+            runs.label(settings, g.runs[0].config, "\n"),
+            (getattr(g, attribute), g.final[0]),
+            xytext=(6 * side, 3 * side),
             textcoords="offset points",
             ha="left" if side > 0 else "right",
-            fontsize=8,
+            va="bottom" if side > 0 else "top",
+            fontsize=9,
+            bbox=dict(facecolor="white", linewidth=0, alpha=0.7, pad=0.5),
         )
 
 
