@@ -12,8 +12,6 @@ tell its effect from chance.
 Costs eight runs of digits.py, about ten minutes on two CPU cores.
 """
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict
 
 from configs import digits
@@ -23,7 +21,7 @@ def get_config() -> ConfigDict:
     return digits.get_config()
 
 
-def sweep(add: Callable[[dict], None]) -> None:
+def sweep(add) -> None:
     for growth_rate in (6, 12):
         for compression in (0.5, 1.0):
             for seed in (0, 1):

@@ -16,8 +16,6 @@ recipe of cifar10.py, its schedule scaled to fewer epochs, with
 One seed: differences of less than about a percent are chance.
 """
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict
 
 from configs import cifar10
@@ -30,7 +28,7 @@ def get_config() -> ConfigDict:
     return config
 
 
-def sweep(add: Callable[[dict], None]) -> None:
+def sweep(add) -> None:
     for bottleneck_width, compression, layers in (
         (0, 1.0, 5),
         (4, 1.0, 5),

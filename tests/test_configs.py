@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from densenet_jax.data.sources import Source
+from densenet_jax.tools.trials import expand
 from densenet_jax.training import experiment
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -43,6 +44,26 @@ PARAMETERS = {
     ("cifar100", "bc_100_12"): 800_032,
 }
 
+# Parameters of the trials of each sweep, as the docstrings have them.
+TRIALS = {
+    "ablation": {
+        f"growth_rate={k},compression={compression},seed={seed}": count
+        for (k, compression), count in {
+            (6, 0.5): 26_584,
+            (6, 1.0): 36_382,
+            (12, 0.5): 102_298,
+            (12, 1.0): 139_570,
+        }.items()
+        for seed in (0, 1)
+    },
+    "ablation_cifar10": {
+        "bottleneck_width=0,compression=1.0,block_layers=5-5-5": 94_650,
+        "bottleneck_width=4,compression=1.0,block_layers=5-5-5": 86_970,
+        "bottleneck_width=0,compression=0.5,block_layers=7-7-7": 96_878,
+        "bottleneck_width=4,compression=0.5,block_layers=7-7-7": 99_006,
+    },
+}
+
 
 def _load(name, argument=""):
     module = importlib.import_module(f"configs.{name}")
@@ -64,13 +85,16 @@ def test_recipes_are_locked_and_say_how_they_run(name):
     with pytest.raises(AttributeError, match=r"Did you mean.*learning_rate"):
         config.optimizer.learning_rte = 0.1
     doc = importlib.import_module(f"configs.{name}").__doc__
-    if name != "common":
+    if name in TRIALS:
+        tool = f"densenet_jax.tools.sweep --config=configs/{name}.py"
+        assert f"python -m {tool}" in doc
+    elif name != "common":
         assert f"python train.py --config=configs/{name}.py" in doc
 
 
 def test_every_recipe_is_built():
     named = {name for name, _ in PARAMETERS} | {"common", "digits"}
-    assert named == set(RECIPES)
+    assert named | set(TRIALS) == set(RECIPES)
     assert {a for n, a in PARAMETERS if n == "cifar10"} == set(CIFAR_NETS)
 
 
@@ -79,6 +103,16 @@ def test_recipes_build_the_papers_nets(name, argument, monkeypatch):
     built = _build(_load(name, argument), monkeypatch)
     count = sum(x.size for x in jax.tree.leaves(built.state.params))
     assert count == PARAMETERS[name, argument]
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_sweeps_have_these_trials(name, monkeypatch):
+    parameters = {}
+    for trial, config in expand(f"configs/{name}.py", Path()).items():
+        built = _build(config, monkeypatch)
+        params = jax.tree.leaves(built.state.params)
+        parameters[trial.name] = sum(x.size for x in params)
+    assert parameters == TRIALS[name]
 
 
 def test_imagenet_schedule(monkeypatch):

@@ -70,7 +70,7 @@ def plot_costs(groups: Sequence[Group], path: Path) -> None:
 def plot_curves(groups: Sequence[Group], path: Path) -> None:
     """Draws training loss and test error over epochs, one colour a group.
 
-    Thick: the mean over the seeds; thin: each seed.
+    A line is the mean over the seeds, a band their range.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -80,10 +80,13 @@ def plot_curves(groups: Sequence[Group], path: Path) -> None:
     for group, (color, line) in zip(groups, styles):
         style = dict(color=color, linestyle=line)
         for axes, curves in zip(panels, (_losses(group), _errors(group))):
+            epochs, values = _common(curves)
+            axes.plot(epochs, values.mean(0), **style, label=group.label)
             if len(curves) > 1:
-                for curve in curves:
-                    axes.plot(*curve, **style, linewidth=0.6, alpha=0.5)
-            axes.plot(*_mean(curves), **style, linewidth=2, label=group.label)
+                low, high = values.min(0), values.max(0)
+                axes.fill_between(
+                    epochs, low, high, color=color, alpha=0.15, linewidth=0
+                )
     panels[0].set(ylabel="training cross entropy (nats)", yscale="log")
     _count_by_125(panels[0].yaxis)
     # The first epochs' errors would leave no room for the last ones'.
@@ -180,11 +183,11 @@ def _errors(group):
     ]
 
 
-def _mean(curves):
-    """The curve of means at the epochs that all curves have."""
+def _common(curves):
+    """The epochs that all curves have, and their values [curves, epochs]."""
     by_epoch = [dict(zip(*curve)) for curve in curves]
     epochs = sorted(set.intersection(*map(set, by_epoch)))
-    return epochs, [np.mean([c[e] for c in by_epoch]) for e in epochs]
+    return epochs, np.array([[c[e] for e in epochs] for c in by_epoch])
 
 
 def _count_by_125(axis):

@@ -22,10 +22,10 @@ from densenet_jax.tools import command
 
 _TEXT = """# {title}
 
-{count} finished runs of {groups} settings. Errors are top-1, on the test
-split: after the last step, and at the best evaluation of each run, which the
-test images themselves have chosen. Mean ± sample standard deviation over n
-seeds.
+{count} finished runs of {groups} settings. Errors are top-1, on the test split:
+after the last step, which the pictures show, and at the best evaluation of
+each run, which the test images themselves have chosen. Mean ± sample standard
+deviation over n seeds.
 
 {table}
 
@@ -39,7 +39,7 @@ Multiply-adds of convolutions and the linear layer, for one image.
 
 ![Training loss and test error over epochs](curves.png)
 
-Thick: the mean over seeds; thin: each seed.
+Lines: the mean over seeds; bands: from the lowest seed to the highest.
 """
 
 _HEAT_MAP = """
