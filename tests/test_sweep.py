@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -408,35 +410,57 @@ def test_slurm_without_submitit(tmp_path, capsys, monkeypatch):
     assert "pip install submitit" in capsys.readouterr().err
 
 
-def test_trials_are_jobs(tmp_path, capsys):
-    """Through submitit's local executor: the same calls, another cluster."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    made = [
-        _trial("raise SystemExit('no memory')", tmp_path / "a"),
-        _trial("raise SystemExit('no disk')", tmp_path / "b"),
-    ]
-    jobs = sweep.submit(
-        made,
-        tmp_path,
-        parallel=2,
-        options={"timeout_min": 1, "slurm_partition": "gpu"},
-        cluster="local",
+def _python(*words):
+    """A process of its own: submitit's logging closes the captured stderr."""
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("submitit is not installed")
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
-    results = [job.result() for job in jobs]
-    assert results[0] == "a: failed, exit 1: no memory"
-    assert results[1] == "b: failed, exit 1: no disk"
-    assert [
-        line.split()[1] for line in capsys.readouterr().out.splitlines()
-    ] == [*("trial", "trial")]
-    with pytest.raises(ValueError, match=r"submitit refuses: .*gpus"):
-        sweep.submit(
-            made, tmp_path, parallel=1, options={"gpus": 1}, cluster="local"
-        )
 
 
-def test_slurm_needs_slurm(tmp_path, capsys):
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    if any(Path(p, "srun").exists() for p in os.environ["PATH"].split(":")):
+_JOBS = """
+import sys
+from pathlib import Path
+from densenet_jax.tools import sweep, trials
+
+directory = Path(sys.argv[1])
+code = "raise SystemExit('no memory')"
+jobs = sweep.submit(
+    [
+        trials.Trial(name, directory / name, (sys.executable, "-c", code))
+        for name in "ab"
+    ],
+    directory,
+    parallel=2,
+    options={"timeout_min": 1, "slurm_partition": "gpu"},
+    cluster="local",
+)
+for job in jobs:
+    print(job.result())
+sweep.submit([], directory, parallel=1, options={"gpu": 1}, cluster="local")
+"""
+
+
+def test_trials_are_jobs(tmp_path):
+    """Through submitit's local executor: the same calls, another cluster."""
+    process = _python("-c", _JOBS, tmp_path)
+    submitted, results = process.stdout.splitlines()[:2], process.stdout
+    assert [line.split()[1] for line in submitted] == ["a", "b"]
+    for name in "ab":
+        assert f"{name}: failed, exit 1: no memory" in results
+        with pytest.raises(ValueError, match=r"^failed: exit 1: no memory"):
+            runs.read_run(tmp_path / name)
+    assert "submitit refuses: " in process.stderr
+
+
+def test_slurm_needs_slurm(tmp_path):
+    if shutil.which("srun"):
         pytest.skip("Slurm is installed")
-    assert sweep.main(_arguments(tmp_path, "--launcher=slurm")) == 1
-    assert "submitit refuses" in capsys.readouterr().err
+    arguments = _arguments(tmp_path, "--launcher=slurm")
+    process = _python("-m", "densenet_jax.tools.sweep", *arguments)
+    assert process.returncode == 1
+    assert "submitit refuses: " in process.stderr
