@@ -1,11 +1,12 @@
 """Plain, B, C and BC nets of about 0.1M parameters on CIFAR-10.
 
-    python -m densenet_jax.tools.sweep --config=configs/ablation_cifar10.py:1.5 \
+    python -m densenet_jax.tools.sweep --config=configs/ablation_cifar10.py \
         --workdir=runs/ablation_cifar10
     python -m densenet_jax.tools.report runs/ablation_cifar10
 
 The comparison of the paper's figure 4, at a size for two CPU cores: the
-recipe of cifar10.py, its schedule scaled to the epochs of the argument, with
+recipe of cifar10.py, its schedule scaled to 1.5 epochs, or as many as an
+argument says (--config=configs/ablation_cifar10.py:10), with
 
     net      layers a block   parameters   multiply-adds
     plain                 5       94,650           27.0M

@@ -98,22 +98,23 @@ def run_here(waiting: Sequence[Trial], parallel: int, board: Board) -> int:
         while waiting or active:
             while waiting and len(active) < parallel:
                 active[waiting.pop(0)] = None
-            for trial, process in list(active.items()):
-                reason = None
+            ended = {}
+            for trial, process in active.items():
                 if process is not None:
                     exit_code = process.poll()
-                    if exit_code is None:
-                        continue
-                    reason = trials.finish(trial, exit_code)
-                elif trial.problem is not None:
+                    if exit_code is not None:
+                        ended[trial] = trials.finish(trial, exit_code)
+                elif trial.problem is None:
+                    ended[trial] = None
+                else:
                     active[trial] = trials.start(trial)
                     board.running(trial, here=active[trial] is not None)
-                    continue
+            for trial, reason in ended.items():
                 del active[trial]
                 failed += reason is not None
                 board.ended(trial, reason)
             board.refresh()
-            if active:
+            if not ended:
                 time.sleep(0.5)
     except KeyboardInterrupt:
         raise SystemExit(
