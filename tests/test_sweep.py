@@ -251,7 +251,7 @@ while not (other / "log.txt").exists():
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_sweep_stops_its_trials(stand_ins, stop):
     a, b, c = stand_ins
-    sleeps = _trial("import time; time.sleep(600)", b.directory)
+    sleeps = _trial("import time; time.sleep(60)", b.directory)
     log = b.directory / "log.txt"
 
     def interrupt():

@@ -93,9 +93,14 @@ def run_here(waiting: Sequence[Trial], parallel: int, board: Board) -> int:
     # The process of each trial; None: not started here.
     active: dict[Trial, subprocess.Popen | None] = {}
     failed = 0
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Noted, not raised: a trial that is just being started is stopped too.
+    signals = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: signals.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        while waiting or active:
+        while (waiting or active) and not signals:
             while waiting and len(active) < parallel:
                 active[waiting.pop(0)] = None
             ended = {}
@@ -116,13 +121,14 @@ def run_here(waiting: Sequence[Trial], parallel: int, board: Board) -> int:
             board.refresh()
             if not ended:
                 time.sleep(0.5)
-    except KeyboardInterrupt:
+    finally:
+        _stop([process for process in active.values() if process])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if signals:
         raise SystemExit(
             "Stopped. The same command goes on from the last checkpoints."
-        ) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        _stop([process for process in active.values() if process])
+        )
     return failed
 
 
