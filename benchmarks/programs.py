@@ -10,7 +10,9 @@ import optax
 from densenet_jax.training import steps
 from densenet_jax.training.state import init_state
 
-OPTIMIZER = optax.sgd(0.01, momentum=0.9)
+LEARNING_RATE = 0.01
+MOMENTUM = 0.9
+_OPTIMIZER = optax.sgd(LEARNING_RATE, MOMENTUM)
 
 
 class Program(NamedTuple):
@@ -44,7 +46,7 @@ def train_program(
 
     def step(state, batch):
         state, sums = steps.train_step(
-            state, batch, model=model, optimizer=OPTIMIZER, seed=0
+            state, batch, model=model, optimizer=_OPTIMIZER, seed=0
         )
         return state, sums["loss"] / len(batch["label"])
 
@@ -56,7 +58,7 @@ def train_state(model: nn.Module, image_size: int, variables: Any = None):
     """A fresh state; random variables where none are given."""
     return init_state(
         model,
-        OPTIMIZER,
+        _OPTIMIZER,
         (image_size, image_size, 3),
         seed=0,
         use_ema=False,

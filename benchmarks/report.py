@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "machine": machine,
     }
+
+
+def describe(environment: Mapping[str, Any]) -> str:
+    """`environment()` in one line."""
+    versions = ", ".join(
+        f"{name} {version}" for name, version in environment["versions"].items()
+    )
+    device, machine = environment["device"], environment["machine"]
+    return f"{device}, {machine['cpu']}, {machine['cores']} cores; {versions}"
 
 
 def cores() -> int:
