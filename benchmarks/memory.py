@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # To run as a file.
@@ -145,9 +146,10 @@ def plot(
         title=f"A training step of DenseNet-BC, k=12, batch {batch_size}",
     )
     axes.set_xticks(depths, labels=map(str, depths))
-    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(which="both", alpha=0.3)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
