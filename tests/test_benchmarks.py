@@ -1,8 +1,8 @@
 """The benchmarks compare like with like, and report what they measure."""
 
-import functools
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,14 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import arguments, memory, step
+from benchmarks import arguments, contenders, memory, step
 from benchmarks.plain import plain_port
 from densenet_jax import create_model
 from densenet_jax.models.densenet import DenseNet
 from tests.random_variables import random_variables
 
 ROOT = Path(__file__).parent.parent
-TORCHVISION = ("torchvision_nchw", "torchvision_channels_last")
 TINY = dict(growth_rate=4, num_classes=5, norm_epsilon=1e-3)
 NETS = {
     "imagenet": DenseNet((2, 1), compression=0.7, **TINY),
@@ -94,11 +93,16 @@ def test_the_exponent_is_that_of_a_power_law():
     ],
 )
 def test_steps_are_measured(capsys, monkeypatch, flags, names):
-    monkeypatch.setattr(step, "torchvision_absent", lambda _: "not wanted")
+    monkeypatch.setattr(
+        contenders, "torchvision_absent", lambda _: "not wanted"
+    )
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.81, 0, 0))
 
     printed, result = run_step(capsys, *flags)
 
     assert "Without torchvision: not wanted." in printed
+    assert "Others use this machine (load 6.8)" in printed
+    assert result["load"] == 6.81
     assert list(result["results"]) == ["plain", *names]
     for name, values in result["results"].items():
         assert f"| {name} " in printed
@@ -123,7 +127,8 @@ def test_steps_are_measured_against_torchvision(capsys, mode):
 
     assert "Without torchvision" not in printed
     ratios = [
-        result["results"][name]["ratio_to_torchvision"] for name in TORCHVISION
+        result["results"][name]["ratio_to_torchvision"]
+        for name in contenders.TORCHVISION
     ]
     assert max(ratios) == 1
     assert {"torch", "torchvision"} <= set(result["versions"])
@@ -131,7 +136,7 @@ def test_steps_are_measured_against_torchvision(capsys, mode):
 
 def test_why_torchvision_is_absent_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
-    absent = step.torchvision_absent
+    absent = contenders.torchvision_absent
 
     assert absent(create_model("densenet264")) is None
     assert "stem" in absent(create_model("densenet_bc_100_12"))
@@ -147,17 +152,15 @@ def test_why_torchvision_is_absent_is_said(monkeypatch):
     assert absent(create_model("densenet121")) == "torchvision is not installed"
 
 
-def test_a_contender_that_computes_something_else_is_an_error(
-    capsys, monkeypatch
-):
-    monkeypatch.setattr(step, "torchvision_absent", lambda _: "not wanted")
-    wrong = functools.partial(plain_port, DenseNet((1,), norm_epsilon=0.1))
-    monkeypatch.setattr(step, "plain_port", lambda model: wrong())
+def test_outputs_are_compared_step_by_step():
+    plain = [np.float32(2), np.float32(1)]
+    near = {"plain": plain, "ours": [np.float32(2), np.float32(1.001)]}
 
-    flags = ["--block_layers=1", "--image_size=32", "--batch_size=2"]
-    assert step.main([*flags, "--mode=infer", "--rounds=1"]) == 1
-
-    assert "ours computes something else" in capsys.readouterr().err
+    assert step.compare(near) == pytest.approx({"plain": 0, "ours": 5e-4}, 1e-3)
+    for second in (1.1, np.nan):
+        wrong = {"plain": plain, "ours": [np.float32(2), np.float32(second)]}
+        with pytest.raises(ValueError, match=r"ours computes something else"):
+            step.compare(wrong)
 
 
 def test_memory_of_a_step_is_that_of_its_activations():
