@@ -42,12 +42,13 @@ def benchmark(flags: argparse.Namespace) -> None:
     """Compiles, draws, and prints the table and the JSON object."""
     contenders = ["plain", *(f"ours_{policy}" for policy in flags.policies)]
     temp_bytes = {name: [] for name in contenders}
-    # The deepest last: it takes as long as all the others.
+    # The deepest last: they take longest and may run out of memory.
     runs = list(itertools.product(flags.depths, contenders))
     for depth, name in (bar := tqdm(runs)):
         bar.set_description(f"compiling depth {depth}, {name}")
         model = _model(name, depth)
         temp_bytes[name].append(step_memory(model, flags.batch_size))
+        bar.write(f"depth {depth}, {name}: {temp_bytes[name][-1]:,} bytes")
 
     exponents = {
         name: exponent(flags.depths, values)
