@@ -67,6 +67,7 @@ class DenseLayer(nn.Module):
     growth_rate: int
     bottleneck_width: int
     dropout_rate: float
+    folded: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
@@ -93,10 +94,11 @@ class DenseLayer(nn.Module):
                 self.conv(self.growth_rate, 3, padding=1, name="conv1")(x)
             )
         width = self.bottleneck_width * self.growth_rate
-        x = dropout(self.conv(width, 1, name="conv1")(x))
-        x = nn.relu(self.norm(name="norm2")(x, train=train))
+        x = dropout(self.conv(width, 1, use_bias=self.folded, name="conv1")(x))
+        if not self.folded:
+            x = self.norm(name="norm2")(x, train=train)
         return dropout(
-            self.conv(self.growth_rate, 3, padding=1, name="conv2")(x)
+            self.conv(self.growth_rate, 3, padding=1, name="conv2")(nn.relu(x))
         )
 
 
@@ -162,6 +164,8 @@ class DenseNet(nn.Module):
         PyTorch's momentum is one minus this.
       dtype: of the computation; parameters, statistics and logits are float32.
       remat: what is kept for the backward pass, a key of REMAT_POLICIES.
+      folded: norm0 and every norm2 are part of the conv before them, which has
+        a bias instead; for inference alone (see `fold_norms`).
 
     Raises:
       ValueError: on construction, for an attribute outside its range.
@@ -181,6 +185,7 @@ class DenseNet(nn.Module):
     norm_momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    folded: bool = False
 
     def __post_init__(self):
         check_choice("stem", self.stem, STEMS)
@@ -208,6 +213,7 @@ class DenseNet(nn.Module):
             growth_rate=self.growth_rate,
             bottleneck_width=self.bottleneck_width,
             dropout_rate=self.dropout_rate,
+            folded=self.folded,
             conv=conv,
             norm=norm,
         )
@@ -215,12 +221,15 @@ class DenseNet(nn.Module):
         if self.remat == "block":
             block = nn.remat(DenseBlock, static_argnums=2)
         channels = self.stem_features or 2 * self.growth_rate
+        stem_conv = functools.partial(
+            conv, channels, use_bias=self.folded and self.stem_norm
+        )
         if self.stem == "imagenet":
-            self.conv0 = conv(channels, 7, stride=2, padding=3)
+            self.conv0 = stem_conv(7, stride=2, padding=3)
             self.pool0 = MaxPool(3, stride=2, padding=1)
         else:
-            self.conv0 = conv(channels, 3, padding=1)
-        if self.stem_norm:
+            self.conv0 = stem_conv(3, padding=1)
+        if self.stem_norm and not self.folded:
             self.norm0 = norm()
 
         for i, num_layers in enumerate(self.block_layers, 1):
@@ -246,7 +255,8 @@ class DenseNet(nn.Module):
           Logits [batch, num_classes], float32.
 
         Raises:
-          ValueError: images of another rank, or too small.
+          ValueError: images of another rank, or too small; train, and the
+            norms are folded.
         """
         return self.head(self.features(images, train)[-1])
 
@@ -261,10 +271,12 @@ class DenseNet(nn.Module):
 
         Args and raises: as `__call__`.
         """
-        self._check(images)
+        self._check(images, train)
         x = self.conv0(images)
         if self.stem_norm:
-            x = nn.relu(self.norm0(x, train=train))
+            if not self.folded:
+                x = self.norm0(x, train=train)
+            x = nn.relu(x)
         maps = [x]
         if self.stem == "imagenet":
             x = self.pool0(x)
@@ -280,7 +292,13 @@ class DenseNet(nn.Module):
         pooled = jnp.mean(at_least_float32(x), axis=(1, 2))
         return self.classifier(pooled)
 
-    def _check(self, images: jax.Array) -> None:
+    def _check(self, images: jax.Array, train: bool) -> None:
+        if train and self.folded:
+            raise ValueError(
+                "A DenseNet with folded norms cannot train: they have no batch "
+                "moments. Train the model that was given to fold_norms, and "
+                "fold its variables afterwards."
+            )
         smallest = min_image_size(self.stem, len(self.block_layers))
         if images.ndim != 4 or min(images.shape[1:3]) < smallest:
             raise ValueError(

@@ -88,12 +88,16 @@ def convolve(
 
 
 class Conv(nn.Module):
-    """A convolution without bias: parameter `kernel` [size, size, in, out]."""
+    """A convolution: parameter `kernel` [size, size, in, out].
+
+    With use_bias also parameter `bias` [out].
+    """
 
     features: int
     size: int
     stride: int = 1
     padding: int = 0
+    use_bias: bool = False
     kernel_init: str = "fan_out"
     dtype: jnp.dtype = jnp.float32
 
@@ -107,6 +111,10 @@ class Conv(nn.Module):
             self.stride,
             self.padding,
         )
+        if self.use_bias:
+            shape = (self.features,)
+            bias = self.param("bias", nn.initializers.zeros, shape)
+            y = y + jnp.expand_dims(bias, (0, 1, 2)).astype(self.dtype)
         return checkpoint_name(y, CONV_OUTPUT)
 
 

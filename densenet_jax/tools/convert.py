@@ -76,7 +76,7 @@ def _attributes(model):
     return {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name", "dtype")
+        if field.name not in ("parent", "name", "dtype", "folded")
     }
 
 
