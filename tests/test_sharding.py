@@ -5,7 +5,7 @@ from densenet_jax.training.sharding import check_batch_size
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (64, 4)])
 def test_batches_that_fit(batch_size, accumulate):
-    check_batch_size(batch_size, accumulate)
+    check_batch_size(batch_size, accumulate, devices=8)
 
 
 @pytest.mark.parametrize(
@@ -14,4 +14,4 @@ def test_batches_that_fit(batch_size, accumulate):
 )
 def test_batches_that_do_not(batch_size, accumulate, use):
     with pytest.raises(ValueError, match=f"{batch_size}.*8 devices: {use}"):
-        check_batch_size(batch_size, accumulate)
+        check_batch_size(batch_size, accumulate, devices=8)
