@@ -123,6 +123,12 @@ def _read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
         values(words)
     except flags.Error as error:
         raise ValueError(str(error)) from None
+    except AttributeError as error:
+        # An unknown key; others are mistakes in the file itself.
+        (cause,) = error.args
+        if not isinstance(cause, KeyError):
+            raise
+        raise ValueError(f"{path} has no key {cause.args[0]}") from None
     return config.value
 
 
