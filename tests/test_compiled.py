@@ -186,8 +186,10 @@ REMAT = f"{BACKWARD}/denseblock1/jvp(DenseNet)/DenseNet.features/denseblock1"
         ),
         (
             "jit(train_step)/transpose(jvp(jit(log_softmax)))/reduce_sum",
-            "head and loss, backward",
+            "loss, backward",
         ),
+        (f"{BACKWARD}/reduce_sum", "features, backward"),
+        ("jit(f)/jvp(DenseNet)/DenseNet.head/reduce_sum", "head, forward"),
         ("jit(train_step)/jit(clip)/max", "optimizer and metrics"),
     ],
 )

@@ -1,6 +1,12 @@
+import jax
 import pytest
 
-from densenet_jax.training.sharding import check_batch_size
+from densenet_jax.training.sharding import check_batch_size, make_mesh
+
+
+def test_a_mesh_is_of_all_devices_unless_they_are_given():
+    assert make_mesh().devices.tolist() == jax.devices()
+    assert make_mesh(jax.devices()[2:4]).devices.tolist() == jax.devices()[2:4]
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (64, 4)])

@@ -51,7 +51,7 @@ class Program:
       cycles: the compiler's estimates, summed over the operations that carry
         one; None where none does, as on CPU.
       layer_cycles: the same by layer and pass, the most first (see
-        `layer_name`).
+        `layer_name`); '(copy)' is one that the compiler put in by itself.
       without_estimate: the number of operations of each kind without one.
       collective_bytes: results of collectives by kind.
     """
@@ -116,9 +116,10 @@ def layer_name(op_name: str) -> str:
     >>> layer_name("jit(f)/jvp(Net)/block1/denselayer2/conv1/dot_general")
     'block1 conv1, forward'
 
-    The layers of a dense block are taken together. What belongs to no layer is
-    'head and loss' where it is differentiated, else 'optimizer and metrics'.
-    Operations that have no op_name, as '(copy)', are the compiler's own.
+    The layers of a dense block are taken together. What a model does between
+    its layers has the name of its method, as 'features' or 'head'; what is not
+    the model's is the 'loss' where it is differentiated, else 'optimizer and
+    metrics'.
     """
     # Of merged operations the first; last comes the primitive.
     *scopes, _ = op_name.split(";")[0].split("/")
@@ -126,19 +127,20 @@ def layer_name(op_name: str) -> str:
     if differentiated:
         # A recomputed layer is named from the outermost module once more.
         scopes = scopes[differentiated[-1] + 1 :]
-    path = " ".join(
+    layers = [
         scope
         for scope in scopes
         if not _NOT_A_MODULE.fullmatch(scope)
         and not re.fullmatch(r"denselayer\d+", scope)
-    )
-    if not path and not differentiated:
+    ]
+    methods = re.findall(r"\w+\.(\w+)", "/".join(scopes))
+    if not layers and not methods and not differentiated:
         return "optimizer and metrics"
     if "rematted_computation" in op_name:
         which = "recomputed"
     else:
         which = "backward" if "transpose(" in op_name else "forward"
-    return f"{path or 'head and loss'}, {which}"
+    return f"{' '.join(layers or methods[-1:] or ['loss'])}, {which}"
 
 
 def collective_bytes(hlo: str) -> dict[str, int]:
