@@ -36,7 +36,7 @@ def test_a_program_fits_up_to_the_last_byte():
     assert not plans.Trial(PROGRAM, None, 1.0).fits(
         dataclasses.replace(TARGET, memory=7_999_999)
     )
-    assert not plans.Trial(None, "RESOURCE_EXHAUSTED", 1.0).fits(TARGET)
+    assert not plans.Trial(None, "Ran out of memory", 1.0).fits(TARGET)
 
 
 @pytest.mark.parametrize("start", [8, 24, 104])
@@ -63,7 +63,7 @@ def test_a_start_beyond_the_limit_is_tried():
 
 def test_policies_are_a_line_each():
     trials = {
-        "none": plans.Trial(None, "RESOURCE_EXHAUSTED: ...", 8.4),
+        "none": plans.Trial(None, "Ran out of memory", 8.4),
         "block": plans.Trial(PROGRAM, None, 1234.5),
     }
     header, _, none, block = plans.policy_table(trials, TARGET).splitlines()

@@ -179,8 +179,8 @@ def _compile(built: experiment.Experiment, platform: str) -> Trial:
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
         program = read_program(compiled)
     except jax.errors.JaxRuntimeError as error:
-        problem = str(error).splitlines()[0]
-        if not problem.startswith("RESOURCE_EXHAUSTED"):
+        what, _, problem = str(error).splitlines()[0].partition(": ")
+        if what != "RESOURCE_EXHAUSTED":
             raise
     return Trial(program, problem, time.perf_counter() - began)
 
