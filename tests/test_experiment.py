@@ -4,7 +4,7 @@ import pytest
 
 from configs import digits
 from densenet_jax.data.sources import Source
-from densenet_jax.training import experiment
+from densenet_jax.training import experiment, sharding
 
 
 def _build(**changes):
@@ -79,3 +79,19 @@ def test_state_is_on_every_device_and_batches_are_split():
     )
     assert state.step.sharding.is_fully_replicated
     assert built.batch["image"].sharding.shard_shape((64, 8, 8, 1))[0] == 8
+
+
+def test_the_devices_and_the_data_can_be_others():
+    source = Source(range(32), num_classes=3, image_shape=(9, 9, 1))
+    config = digits.get_config()
+    config.batch_size = 6
+    built = experiment.build(
+        config,
+        mesh=sharding.make_mesh(jax.devices()[:2]),
+        sources=(source, source),
+    )
+    image = built.batch["image"]
+    assert image.sharding.shard_shape(image.shape) == (3, 9, 9, 1)
+    assert built.state.step.sharding.mesh.size == 2
+    assert built.model.num_classes == 3
+    assert built.total_steps == 30 * 32 / 6

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from densenet_jax.data.sources import open_source
+from densenet_jax.data.sources import NotPreparedError, open_source
 from tests.tiny_tfds import write_tiny_tfds
 
 
@@ -84,6 +84,13 @@ def test_empty_split(tmp_path):
 def test_version_that_there_is_not(tmp_path):
     with pytest.raises(ValueError, match=r"cifar10:9\.9\.9"):
         open_source("cifar10:9.9.9", "train", str(tmp_path))
+
+
+def test_what_is_known_of_data_that_is_not_prepared(tmp_path):
+    with pytest.raises(NotPreparedError, match="tfds build cifar100") as raised:
+        open_source("cifar100", "train", str(tmp_path))
+    assert raised.value.source.num_classes == 100
+    assert raised.value.source.image_shape == (32, 32, 3)
 
 
 @pytest.mark.skipif(

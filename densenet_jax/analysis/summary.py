@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from densenet_jax.analysis import tables
 from densenet_jax.choices import check_choice
 from densenet_jax.models.densenet import DenseLayer, DenseNet
 from densenet_jax.models.layers import AveragePool, BatchNorm, Conv, MaxPool
@@ -299,30 +300,5 @@ _COMPARISON_HEADER = (
     "activation memory",
 )
 
-
-def _text(header, body, totals, left_columns):
-    columns = zip(header, *body, *totals)
-    widths = [max(len(cell) for cell in column) for column in columns]
-
-    def line(row):
-        aligned = [
-            cell.ljust(width) if i < left_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ]
-        return "  ".join(aligned)
-
-    rule = "-" * len(line(header))
-    lines = [line(header), rule, *map(line, body)]
-    if totals:
-        lines += [rule, *map(line, totals)]
-    return "\n".join(lines)
-
-
-def _markdown(header, body, totals, left_columns):
-    marks = ["---" if i < left_columns else "--:" for i in range(len(header))]
-    lines = [header, marks, *body, *totals]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-_TABLES = {"text": _text, "markdown": _markdown}
+_TABLES = {"text": tables.text, "markdown": tables.markdown}
 FORMATS = (*_TABLES, "json")

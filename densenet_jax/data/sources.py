@@ -32,6 +32,18 @@ class Source:
     image_shape: tuple[int | None, ...]
 
 
+class NotPreparedError(ValueError):
+    """TFDS knows the data set, and it is not on this machine.
+
+    Attributes:
+      source: all but the examples.
+    """
+
+    def __init__(self, message: str, source: Source):
+        super().__init__(message)
+        self.source = source
+
+
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     """Opens one split of a data set.
 
@@ -43,6 +55,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
         environment's TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
+      NotPreparedError: a data set that TFDS has yet to prepare.
       ValueError: no such data set or split, or stored in a format that cannot
         be read by index.
     """
@@ -89,9 +102,10 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Source:
             f"{did_you_mean(name, known)}"
         ) from None
     if not builder.is_prepared():
-        raise ValueError(
+        raise NotPreparedError(
             f"Data set {name!r} is not prepared in {builder.data_dir}. "
-            f"{_prepare_command(name, data_dir)}"
+            f"{_prepare_command(name, data_dir)}",
+            Source((), *_classes_and_shape(name, builder.info.features)),
         )
     # Unlike the data set's own builder this one knows of converted copies.
     builder = tfds.builder_from_directory(builder.data_dir)
@@ -105,16 +119,22 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Source:
             f"Data set {name!r} has no split {split!r}, or no examples in it: "
             f"it has {', '.join(builder.info.splits)}."
         )
-    features = builder.info.features
+    return Source(
+        builder.as_data_source(split=split),
+        *_classes_and_shape(name, builder.info.features),
+    )
+
+
+def _classes_and_shape(
+    name: str, features: Mapping[str, Any]
+) -> tuple[int, tuple[int | None, ...]]:
     try:
-        num_classes = features["label"].num_classes
-        image_shape = features["image"].shape
+        return features["label"].num_classes, features["image"].shape
     except (KeyError, AttributeError):
         raise ValueError(
             f"Data set {name!r} has the features {', '.join(features)}: "
             "classification needs an 'image' and a class 'label'."
         ) from None
-    return Source(builder.as_data_source(split=split), num_classes, image_shape)
 
 
 def _prepare_command(name: str, data_dir: str | None) -> str:

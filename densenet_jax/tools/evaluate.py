@@ -19,7 +19,10 @@ from densenet_jax.training import evaluation, sharding, steps
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Prints the loss in nats, and top-1 and top-5 accuracy."""
-    sharding.check_batch_size(arguments.batch_size, accumulate=1)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(
+        arguments.batch_size, accumulate=1, devices=mesh.size
+    )
     source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
     model, variables, remarks, changes = load_weights(arguments.weights)
     for line in remarks + changes:
@@ -41,7 +44,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
             f"{arguments.dataset} has {source.num_classes}."
         )
     preprocessing = command.preprocessing(arguments, channels)
-    mesh = sharding.make_mesh()
     variables = jax.device_put(variables, sharding.replicated(mesh))
     means = evaluation.evaluate(
         jax.jit(functools.partial(steps.eval_step, model=model)),

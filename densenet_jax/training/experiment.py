@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from densenet_jax.choices import check_choice
@@ -79,18 +80,27 @@ class Experiment:
     eval_step: Callable[..., Any]
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(
+    config: ConfigDict,
+    *,
+    mesh: Mesh | None = None,
+    sources: tuple[Source, Source] | None = None,
+) -> Experiment:
     """Builds what the config describes; runs nothing on the devices.
+
+    Args:
+      config: the recipe.
+      mesh: the devices, of `sharding.make_mesh`; all there are by default.
+      sources: train and test data; opened as the config says by default.
 
     Raises:
       ValueError: for whatever in the config does not fit together.
     """
     _check_ranges(config)
     check_choice("model", config.model.name, list_models())
-    sharding.check_batch_size(config.batch_size, config.accumulate)
-    data = config.dataset
-    train_source = open_source(data.name, data.train_split, data.data_dir)
-    test_source = open_source(data.name, data.test_split, data.data_dir)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    sharding.check_batch_size(config.batch_size, config.accumulate, mesh.size)
+    train_source, test_source = sources or open_sources(config)
     preprocessing = Preprocessing(**config.preprocessing)
     image_shape = _image_shape(train_source, preprocessing)
     model = _make_model(config.model, train_source)
@@ -123,7 +133,6 @@ def build(config: ConfigDict) -> Experiment:
             "config.pretrained too."
         )
 
-    mesh = sharding.make_mesh()
     everywhere, split = sharding.replicated(mesh), sharding.over_data(mesh)
     init = functools.partial(
         init_state,
@@ -171,6 +180,19 @@ def build(config: ConfigDict) -> Experiment:
             functools.partial(steps.eval_step, model=model),
             out_shardings=everywhere,
         ),
+    )
+
+
+def open_sources(config: ConfigDict) -> tuple[Source, Source]:
+    """Opens the train and the test split of the config's data set.
+
+    Raises:
+      ValueError: as `open_source`.
+    """
+    data = config.dataset
+    return tuple(
+        open_source(data.name, split, data.data_dir)
+        for split in (data.train_split, data.test_split)
     )
 
 

@@ -1,13 +1,19 @@
 """The mesh of devices, and what is sharded over it: data parallelism."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-    """All devices of all hosts on one axis, 'data'."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices, or else all devices of all hosts, on one axis, 'data'."""
+    devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
-        (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
+        (len(devices),),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=devices,
     )
 
 
@@ -21,13 +27,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, accumulate: int) -> None:
-    """Raises ValueError unless the devices can share each part of a batch."""
-    shares = jax.device_count() * accumulate
+def check_batch_size(batch_size: int, accumulate: int, devices: int) -> None:
+    """Raises ValueError unless `devices` can share each part of a batch."""
+    shares = devices * accumulate
     if batch_size % shares:
         lower = batch_size // shares * shares
         near = f"{lower} or {lower + shares}" if lower else f"{shares}"
         raise ValueError(
             f"batch_size {batch_size} cannot be divided by {accumulate} "
-            f"(accumulate) x {jax.device_count()} devices: use {near}."
+            f"(accumulate) x {devices} devices: use {near}."
         )
