@@ -41,7 +41,7 @@ def _records(workdir):
     """The metrics without the timing."""
     records = read_metrics(workdir / "metrics.jsonl")
     return [
-        {k: v for k, v in r.items() if k != "images_per_second"}
+        {k: v for k, v in r.items() if k not in ("images_per_second", "data_wait")}
         for r in records
     ]
 

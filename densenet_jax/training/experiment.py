@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from densenet_jax.choices import check_choice
-from densenet_jax.data.pipeline import Preprocessing
+from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.registry import create_model, list_models
@@ -88,11 +88,10 @@ def build(config: ConfigDict) -> Experiment:
     _check_ranges(config)
     check_choice("model", config.model.name, list_models())
     sharding.check_batch_size(config.batch_size, config.accumulate)
-    data = config.dataset
-    train_source = open_source(data.name, data.train_split, data.data_dir)
-    test_source = open_source(data.name, data.test_split, data.data_dir)
-    preprocessing = Preprocessing(**config.preprocessing)
-    image_shape = _image_shape(train_source, preprocessing)
+    train_source, preprocessing, image_shape = open_data(
+        config, config.dataset.train_split
+    )
+    test_source, _, _ = open_data(config, config.dataset.test_split)
     model = _make_model(config.model, train_source)
 
     steps_per_epoch = Fraction(len(train_source.examples), config.batch_size)
@@ -143,6 +142,7 @@ def build(config: ConfigDict) -> Experiment:
         model=model,
         optimizer=optimizer,
         seed=config.seed,
+        augment=preprocessing.augment,
         label_smoothing=config.label_smoothing,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
@@ -157,7 +157,7 @@ def build(config: ConfigDict) -> Experiment:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         batch={
-            "image": struct((config.batch_size, *image_shape), jnp.float32),
+            "image": struct((config.batch_size, *image_shape), jnp.uint8),
             "label": struct((config.batch_size,), jnp.int32),
         },
         state=state,
@@ -168,10 +168,28 @@ def build(config: ConfigDict) -> Experiment:
             out_shardings=(everywhere, everywhere),
         ),
         eval_step=jax.jit(
-            functools.partial(steps.eval_step, model=model),
+            functools.partial(
+                steps.eval_step,
+                model=model,
+                normalize=preprocessing.normalize,
+            ),
             out_shardings=everywhere,
         ),
     )
+
+
+def open_data(
+    config: ConfigDict, split: str
+) -> tuple[Source, Preprocessing, tuple[int, int, int]]:
+    """A split, its preprocessing, and the shape of the images after it.
+
+    Raises:
+      ValueError: for whatever in the config does not fit together.
+    """
+    data = config.dataset
+    source = open_source(data.name, split, data.data_dir, data.on_error)
+    preprocessing = Preprocessing(**config.preprocessing)
+    return source, preprocessing, _image_shape(source, preprocessing)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -211,5 +229,11 @@ def _image_shape(
             raise ValueError(
                 f"preprocessing.{name} has {len(values)} values for images of "
                 f"{channels} channels."
+            )
+    for name in ("color_jitter", "lighting"):
+        if getattr(preprocessing, name) and channels != 3:
+            raise ValueError(
+                f"preprocessing.{name} is for images of 3 channels: the data "
+                f"set's have {channels}."
             )
     return height, width, channels
