@@ -27,7 +27,7 @@ def test_reads_tfds_by_index(tmp_path):
     assert len(source.examples) == len(images)
     for i in (2, 0):
         example = source.examples[i]
-        np.testing.assert_array_equal(example["image"], images[i])
+        np.testing.assert_array_equal(example["image"].decode(), images[i])
         assert example["label"] == labels[i]
 
 
@@ -58,7 +58,8 @@ def test_converted_copy_is_read(tmp_path):
         },
     )
     source = open_source("cifar10", "train", str(tmp_path))
-    np.testing.assert_array_equal(source.examples[1]["image"], images[1])
+    image = source.examples[1]["image"]
+    np.testing.assert_array_equal(image.decode(), images[1])
 
 
 def _set_format(data_dir, formats):
@@ -94,7 +95,7 @@ def test_real_cifar10():
     source = open_source("cifar10", "test")
     assert len(source.examples) == 10_000
     example = source.examples[0]
-    assert example["image"].shape == (32, 32, 3)
+    assert example["image"].decode().shape == (32, 32, 3)
     # Known of this data set: each class has a thousand test images.
     labels = [source.examples[i]["label"] for i in range(0, 10_000, 10)]
     assert 70 < min(np.bincount(labels)) <= max(np.bincount(labels)) < 130
