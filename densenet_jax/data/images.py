@@ -75,8 +75,11 @@ class ImageFile:
     def _decode_jpeg(self, reduction):
         """None for what Pillow has to decide on: no JPEG, CMYK, damaged."""
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
-            if height * width > Image.MAX_IMAGE_PIXELS:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(self.data)
+            if (
+                space not in ("YCbCr", "Gray", "RGB")
+                or height * width > Image.MAX_IMAGE_PIXELS
+            ):
                 return None
             return simplejpeg.decode_jpeg(
                 self.data,
