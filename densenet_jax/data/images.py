@@ -113,7 +113,7 @@ def crop_and_resize(
 
     Shrinks by averaging areas, enlarges linearly. A JPEG is decoded at the
     lowest of its resolutions (a half, a quarter, an eighth) that gives every
-    output pixel one of its own.
+    output pixel one of its own; the box is rounded to that resolution.
 
     Args:
       image: of [height, width, channels].
