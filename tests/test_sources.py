@@ -201,5 +201,4 @@ def test_label_out_of_range(tmp_path):
     path.write_text(json.dumps(features))
     examples = open_source("cifar10", "train", str(tmp_path)).examples
     with pytest.raises(BadRecordError, match=r"record \d of .* has the label"):
-        for i in range(len(examples)):
-            examples[i]
+        list(map(examples.__getitem__, range(len(examples))))
