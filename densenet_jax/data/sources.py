@@ -315,7 +315,7 @@ def _use_array_record(builder: Any) -> None:
         f"Data set {builder.info.full_name} in {builder.data_dir} is stored as "
         f"{builder.info.file_format.value}, which cannot be read by index. "
         "Add an array_record copy beside it once with `pip install tensorflow "
-        "&& python -m tensorflow_datasets.scripts.convert_format "
+        "apache-beam && python -m tensorflow_datasets.scripts.convert_format "
         f"--dataset_version_dir={builder.data_dir} "
         "--out_file_format=array_record`."
     )
