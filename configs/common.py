@@ -43,11 +43,12 @@ def get_config() -> ConfigDict:
     )
     config.dataset = ConfigDict(
         dict(
-            name="imagenet2012",
+            name="imagenet2012",  # of TFDS; or folder, digits
             data_dir=placeholder(str),  # None: TFDS_DATA_DIR
             train_split="train",
             test_split="validation",
             num_workers=0,  # processes that load data; 0: threads
+            on_error="raise",  # or skip: leaves out, and counts, bad records
         )
     )
     config.preprocessing = ConfigDict(
@@ -56,9 +57,16 @@ def get_config() -> ConfigDict:
             std=(255.0,),
             image_size=placeholder(int),
             resize_size=placeholder(int),
-            flip=False,
-            shift=0,
+            ten_crop=False,  # in evaluation
             random_resized_crop=False,
+            flip=False,
+            rand_augment=placeholder(tuple),  # (2, 9): operations, magnitude
+            color_jitter=0.0,
+            lighting=0.0,
+            shift=0,
+            random_erasing=0.0,  # probability
+            mixup=0.0,  # alpha; with cutmix too, each batch has one of them
+            cutmix=0.0,  # alpha
         )
     )
     config.optimizer = ConfigDict(

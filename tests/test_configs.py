@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.data.sources import Source
 from densenet_jax.tools.trials import expand
 from densenet_jax.training import experiment
@@ -25,6 +26,7 @@ DATA_SETS = {
     "imagenet2012": ((None, None, 3), 1000),
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
+    "svhn_cropped": ((32, 32, 3), 10),
     "digits": ((8, 8, 1), 10),
 }
 # Parameters of what each recipe builds (Huang et al., tables 1 and 2, counted
@@ -42,6 +44,8 @@ PARAMETERS = {
     ("cifar10", "bc_190_40"): 25_624_430,
     ("cifar100", "40_12"): 1_060_132,
     ("cifar100", "bc_100_12"): 800_032,
+    ("svhn", "100_24"): 27_249_082,
+    ("svhn", "bc_100_12"): 769_162,
 }
 
 # Parameters of the trials of each sweep, as the docstrings have them.
@@ -141,6 +145,26 @@ def test_cifar_without_augmentation_drops_out(name):
     assert config.model.dropout_rate == 0.2
     assert not config.preprocessing.flip
     assert not config.preprocessing.shift
+
+
+def test_svhn_is_divided_by_255_and_dropped_out(monkeypatch):
+    built = _build(_load("svhn"), monkeypatch)
+    assert built.total_steps == 31_250
+    assert built.model.dropout_rate == 0.2
+    assert built.preprocessing == Preprocessing(mean=(0.0,), std=(255.0,))
+
+
+def test_imagenet_is_augmented_as_by_the_authors():
+    config = _load("densenet121").preprocessing
+    on = {"random_resized_crop", "flip", "color_jitter", "lighting"}
+    every = set(_load("common").preprocessing) - {
+        "mean",
+        "std",
+        "image_size",
+        "resize_size",
+    }
+    assert on == {name for name in every if config[name]}
+    assert (config.color_jitter, config.lighting) == (0.4, 0.1)
 
 
 def test_unknown_arguments():

@@ -3,7 +3,9 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from densenet_jax.data.images import BadRecordError
 from densenet_jax.data.sources import NotPreparedError, open_source
 from tests.tiny_tfds import write_tiny_tfds
 
@@ -27,7 +29,7 @@ def test_reads_tfds_by_index(tmp_path):
     assert len(source.examples) == len(images)
     for i in (2, 0):
         example = source.examples[i]
-        np.testing.assert_array_equal(example["image"], images[i])
+        np.testing.assert_array_equal(example["image"].decode(), images[i])
         assert example["label"] == labels[i]
 
 
@@ -58,7 +60,8 @@ def test_converted_copy_is_read(tmp_path):
         },
     )
     source = open_source("cifar10", "train", str(tmp_path))
-    np.testing.assert_array_equal(source.examples[1]["image"], images[1])
+    image = source.examples[1]["image"]
+    np.testing.assert_array_equal(image.decode(), images[1])
 
 
 def _set_format(data_dir, formats):
@@ -101,7 +104,7 @@ def test_real_cifar10():
     source = open_source("cifar10", "test")
     assert len(source.examples) == 10_000
     example = source.examples[0]
-    assert example["image"].shape == (32, 32, 3)
+    assert example["image"].decode().shape == (32, 32, 3)
     # Known of this data set: each class has a thousand test images.
     labels = [source.examples[i]["label"] for i in range(0, 10_000, 10)]
     assert 70 < min(np.bincount(labels)) <= max(np.bincount(labels)) < 130
@@ -112,3 +115,97 @@ def test_unknown_split(name, tmp_path):
     write_tiny_tfds(tmp_path)
     with pytest.raises(ValueError, match=r"no split 'trian'.*train"):
         open_source(name, "trian", str(tmp_path))
+
+
+# Folders of image files
+
+
+def _folder(root, classes=("cat", "dog"), splits=("train", "val")):
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(0, 256, (9, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def _open_folder(root, split="train", **options):
+    return open_source("folder", split, str(root), **options)
+
+
+def test_folder(tmp_path):
+    source = _open_folder(_folder(tmp_path))
+    assert (source.num_classes, source.class_names) == (2, ("cat", "dog"))
+    assert source.image_shape == (None, None, 3)
+    examples = [source.examples[i] for i in range(len(source.examples))]
+    assert [e["label"] for e in examples] == [0, 0, 1, 1]
+    file = tmp_path / "train" / "dog" / "0.png"
+    with Image.open(file) as expected:
+        np.testing.assert_array_equal(examples[2]["image"].decode(), expected)
+
+
+def test_folder_that_is_not_as_expected(tmp_path):
+    with pytest.raises(ValueError, match=r"needs dataset\.data_dir"):
+        open_source("folder", "train")
+    with pytest.raises(ValueError, match="has no directory 'test', but: train"):
+        _open_folder(_folder(tmp_path), "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image files"):
+        _open_folder(tmp_path, "empty")
+
+
+def test_class_without_images(tmp_path):
+    root = _folder(tmp_path)
+    for file in (root / "train" / "cat").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    with pytest.raises(ValueError, match=r"cat holds no image.*on_error='skip"):
+        _open_folder(root)
+    source = _open_folder(root, on_error="skip")
+    assert source.remarks == (f"{root / 'train' / 'cat'} holds no image file.",)
+    # The labels stay those of the other split.
+    assert [source.examples[i]["label"] for i in range(2)] == [1, 1]
+    assert _open_folder(root, "val").class_names == source.class_names
+
+
+# Bad records of TFDS
+
+
+def _shard(root):
+    name = "cifar10-train.array_record-00000-of-00001"
+    return root / "cifar10" / "3.0.2" / name
+
+
+def test_empty_shard(tmp_path):
+    write_tiny_tfds(tmp_path)
+    _shard(tmp_path).write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"00000-of-00001 is an empty file.*sk"
+    ):
+        open_source("cifar10", "train", str(tmp_path))
+    source = open_source("cifar10", "train", str(tmp_path), on_error="skip")
+    assert "its 5 records are lost" in source.remarks[0]
+    with pytest.raises(BadRecordError, match=r"record 3 of .*00000-of-00001"):
+        source.examples[3]
+
+
+def test_cut_off_shard(tmp_path):
+    write_tiny_tfds(tmp_path)
+    shard = _shard(tmp_path)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(BadRecordError, match=r"record 4 of .*00000-of-00001"):
+        open_source("cifar10", "train", str(tmp_path)).examples[4]
+
+
+def test_label_out_of_range(tmp_path):
+    write_tiny_tfds(tmp_path)
+    path = tmp_path / "cifar10" / "3.0.2" / "features.json"
+    features = json.loads(path.read_text())
+    label = features["featuresDict"]["features"]["label"]
+    label["classLabel"]["numClasses"] = "1"
+    path.write_text(json.dumps(features))
+    examples = open_source("cifar10", "train", str(tmp_path)).examples
+    with pytest.raises(BadRecordError, match=r"record \d of .* has the label"):
+        list(map(examples.__getitem__, range(len(examples))))

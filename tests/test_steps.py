@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from densenet_jax import create_model
+from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.training import losses, sharding, steps
 from densenet_jax.training.state import init_state
 
@@ -175,3 +176,77 @@ def test_eval_step_uses_running_statistics_and_the_mask():
     np.testing.assert_allclose(got["loss"], expected.sum(), rtol=1e-5)
     hits = (logits.argmax(-1) == batch["label"][:11]).sum()
     assert got["top1"] == hits
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_mixed_images_have_the_loss_of_both_labels(accumulate):
+    """The mean over parts of share * CE(label) + (1 - share) * CE(other)."""
+    model, batch = _model(), _batch()
+    batch["image"] = jnp.round(100 * jnp.abs(batch["image"])).astype(jnp.uint8)
+    state = _state(model)
+    preprocessing = Preprocessing(
+        mean=(50.0,), std=(50.0,), mixup=0.4, random_erasing=0.5
+    )
+    run = _step(
+        model,
+        augment=preprocessing.augment,
+        label_smoothing=0.1,
+        accumulate=accumulate,
+    )
+    _, sums = run(state, batch)
+    total, stats = 0.0, state.batch_stats
+    for index in range(accumulate):
+        part = {name: x[index::accumulate] for name, x in batch.items()}
+        _, key = steps.random_keys(SEED, 0, index)
+        part = jax.device_get(preprocessing.augment(key, part))
+        logits, updates = model.apply(
+            {"params": state.params, "batch_stats": stats},
+            part["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        stats = updates["batch_stats"]
+        logits = np.asarray(logits, np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        one_hot = np.eye(10)
+        share = part["share"][:, None]
+        targets = share * one_hot[part["label"]]
+        targets = targets + (1 - share) * one_hot[part["other_label"]]
+        targets = 0.9 * targets + 0.1 / 10
+        total -= (targets * log_p).sum()
+    np.testing.assert_allclose(sums["loss"], total, rtol=1e-5)
+
+
+def test_augmentation_differs_from_step_to_step():
+    model, batch = _model(), _batch()
+    preprocessing = Preprocessing(mean=(0.0,), std=(1.0,), random_erasing=1.0)
+    run, state = _step(model, augment=preprocessing.augment), _state(model)
+    losses = [
+        float(run(state.replace(step=jnp.int32(i)), batch)[1]["loss"])
+        for i in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_crops_are_averaged_as_one_by_one():
+    model, batch = _model(), _batch(20)
+    variables = _state(model).variables
+    crops = batch["image"].reshape(2, 10, 8, 8, 3)
+    labels = batch["label"][:2]
+    got = steps.eval_step(
+        variables,
+        {"image": crops, "label": labels, "mask": jnp.ones(2, bool)},
+        model=model,
+        normalize=lambda images: 2 * images,
+    )
+    logits = jnp.stack(
+        [
+            jnp.stack(
+                [model.apply(variables, 2 * crop[None])[0] for crop in image]
+            ).mean(axis=0)
+            for image in crops
+        ]
+    )
+    expected = losses.cross_entropy(logits, labels).sum()
+    np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
+    assert got["count"] == 2

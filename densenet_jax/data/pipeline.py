@@ -7,94 +7,55 @@ number of batches taken: it can be saved and restored with any number of
 workers or hosts.
 """
 
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from densenet_jax.data import transforms
-from densenet_jax.data.sources import Examples
+from densenet_jax.data.images import BadRecordError
+from densenet_jax.data.sources import SKIP_HINT, Examples
 
 Batch = dict[str, np.ndarray]
 
+# In turn, before the data are taken to be bad altogether.
+_TRIES = 100
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """What happens to an image between the source and the network.
+
+class Batches(Iterator[Batch]):
+    """Batches; says on stderr, once, of each bad record that was skipped.
 
     Attributes:
-      mean, std: of each channel, in units of 0 ... 255.
-      image_size: height and width of the input; None takes images as stored.
-      resize_size: for evaluation, the shorter side before the central crop of
-        image_size; read only where image_size is given.
-      flip: mirror half of the training images.
-      shift: pad training images with so many zeros, after normalising, and
-        crop at random (4 on CIFAR).
-      random_resized_crop: crop training images as Inception does.
-
-    Raises:
-      ValueError: on construction, for attributes that do not go together.
+      bad_records: how many were skipped on this host, each time counted.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int | None = None
-    resize_size: int | None = None
-    flip: bool = False
-    shift: int = 0
-    random_resized_crop: bool = False
+    def __init__(self, batches: Any):
+        self._batches = batches
+        self._said = set()
+        self.bad_records = 0
 
-    def __post_init__(self):
-        size, resize = self.image_size, self.resize_size
-        if not all(s > 0 for s in self.std):
-            raise ValueError(f"std is {self.std}: must be positive.")
-        if self.shift < 0:
-            raise ValueError(f"shift is {self.shift}: must be 0 or more.")
-        if size is not None and size < 1:
-            raise ValueError(f"image_size is {size}: must be positive.")
-        if size is None and (self.random_resized_crop or resize is not None):
-            raise ValueError(
-                "random_resized_crop and resize_size need an image_size."
-            )
-        if resize is not None and resize < size:
-            raise ValueError(
-                f"resize_size {resize} is smaller than image_size {size}, "
-                "which is cropped from it."
-            )
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        lines = "\n".join(batch.pop("bad_records")).split("\n")
+        for line in filter(None, lines):
+            self.bad_records += 1
+            if line not in self._said:
+                self._said.add(line)
+                tqdm.write(f"Skipped: {line}", file=sys.stderr)
+        return batch
 
-    def train(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [height, width, channels] -> float32, augmented."""
-        if self.random_resized_crop:
-            image = transforms.random_resized_crop(image, rng, self.image_size)
-        else:
-            image = self._resize(image)
-        image = transforms.normalize(image, self.mean, self.std)
-        if self.flip:
-            image = transforms.random_flip(image, rng)
-        if self.shift:
-            image = transforms.random_shift(image, rng, self.shift)
-        return image
-
-    def evaluate(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [height, width, channels] -> float32."""
-        return transforms.normalize(self._resize(image), self.mean, self.std)
-
-    def _resize(self, image):
-        if self.image_size is None:
-            return image
-        return transforms.resize_and_center_crop(
-            image, self.resize_size or self.image_size, self.image_size
-        )
+    def close(self) -> None:
+        self._batches.close()
 
 
 def train_batches(
     examples: Examples,
-    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    transform: Callable[[Any, np.random.Generator], np.ndarray],
     *,
     batch_size: int,
     seed: int,
@@ -102,35 +63,41 @@ def train_batches(
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+    on_error: str = "raise",
+) -> Batches:
     """This process's share of each batch, from batch `position` on, for ever.
 
     Args:
       examples: the training split.
-      transform: augments and normalises one image.
+      transform: decodes and augments one image.
       batch_size: over all processes.
       seed: of order and augmentation.
       position: how many batches were taken before.
       num_workers: processes that load; 0 loads in threads of this process.
       process_index, process_count: this host's place among the hosts.
+      on_error: 'raise', or 'skip' to put another example, drawn at random, in
+        the place of one that cannot be read.
 
     Returns:
       An iterator of {'image': [batch_size / process_count, height, width,
       channels], 'label': int32 [batch_size / process_count]}.
+
+    Raises:
+      BadRecordError: from the iterator, naming the record.
     """
 
-    def augment(example, rng):
-        return {
-            "image": transform(example["image"], rng),
-            "label": np.int32(example["label"]),
-        }
+    def load(index, rng):
+        image, label, bad_records = _read(
+            examples, index, rng, lambda x: transform(x, rng), on_error
+        )
+        return {"image": image, "label": label, "bad_records": bad_records}
 
     stream = (
-        grain.MapDataset.source(examples)
+        grain.MapDataset.range(len(examples))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(augment)
+        .random_map(load)
     )
     # Shares are cut after random_map: randomness follows the place in the
     # stream, whichever host or worker computes it.
@@ -142,19 +109,41 @@ def train_batches(
 
 def eval_batches(
     examples: Examples,
-    transform: Callable[[np.ndarray], np.ndarray],
+    transform: Callable[[Any], np.ndarray],
     *,
     batch_size: int,
+    num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+    on_error: str = "raise",
+) -> Batches:
     """Every example once, in order; the last batch padded, with mask False.
 
-    Args and shapes: as `train_batches`, and 'mask': bool [batch].
+    Args, shapes and raises: as `train_batches`, and 'mask': bool [batch]. With
+    on_error 'skip' the mask is False for what cannot be read, too.
     """
-    padded = _Padded(examples, transform, multiple=batch_size)
-    shares = grain.MapDataset.source(padded).batch(batch_size // process_count)
-    return _iterate(shares[process_index::process_count], num_workers=0)
+
+    count = len(examples)
+
+    def load(index):
+        # Copies of the first examples fill up the last batch.
+        image, label, bad_records = _read(
+            examples,
+            index % count,
+            np.random.default_rng(index),
+            transform,
+            on_error,
+        )
+        return {
+            "image": image,
+            "label": label,
+            "mask": np.bool_(index < count and not bad_records),
+            "bad_records": bad_records if index < count else np.str_(),
+        }
+
+    padded = grain.MapDataset.range(-(-count // batch_size) * batch_size)
+    shares = padded.map(load).batch(batch_size // process_count)
+    return _iterate(shares[process_index::process_count], num_workers)
 
 
 def to_devices(batch: Batch, sharding: jax.sharding.Sharding):
@@ -165,28 +154,27 @@ def to_devices(batch: Batch, sharding: jax.sharding.Sharding):
     }
 
 
-class _Padded:
-    """Transformed examples, then masked copies of the first to a multiple."""
+def _read(examples, index, rng, transform, on_error):
+    """An example's image, label, and a line for each bad one met before it."""
+    bad_records = []
+    for _ in range(_TRIES):
+        try:
+            example = examples[index]
+            image = transform(example["image"])
+        except BadRecordError as error:
+            if on_error == "raise":
+                raise BadRecordError(f"{error} {SKIP_HINT}") from error
+            bad_records.append(" ".join(str(error).splitlines()))
+            index = int(rng.integers(len(examples)))
+        else:
+            label = np.int32(example["label"])
+            return image, label, np.str_("\n".join(bad_records))
+    raise BadRecordError(
+        f"{_TRIES} records in turn cannot be read. The last: {bad_records[-1]}"
+    )
 
-    def __init__(self, examples, transform, multiple):
-        self._examples = examples
-        self._transform = transform
-        self._length = -(-len(examples) // multiple) * multiple
 
-    def __len__(self):
-        return self._length
-
-    def __getitem__(self, index):
-        real = index < len(self._examples)
-        example = self._examples[index if real else 0]
-        return {
-            "image": self._transform(example["image"]),
-            "label": np.int32(example["label"]),
-            "mask": np.bool_(real),
-        }
-
-
-def _iterate(batches: grain.MapDataset, num_workers: int) -> Iterator[Batch]:
+def _iterate(batches: grain.MapDataset, num_workers: int) -> Batches:
     # Grain reads its own absl flags, which only absl.app parses by itself.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
@@ -200,4 +188,4 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> Iterator[Batch]:
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers)
         )
-    return iter(dataset)
+    return Batches(iter(dataset))

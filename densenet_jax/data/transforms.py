@@ -1,21 +1,14 @@
-"""Images to network inputs: plain functions with explicit randomness.
+"""Transforms of one image on the host: plain functions, explicit randomness.
 
-Images are [height, width, channels], uint8 until `normalize`.
+Images are uint8 [height, width, channels], or files of such.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-
-def normalize(
-    image: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
-    """(image - mean) / std as float32; mean and std in units of 0 ... 255."""
-    mean = np.asarray(mean, np.float32)
-    return (image.astype(np.float32) - mean) / np.asarray(std, np.float32)
+from densenet_jax.data import images
+from densenet_jax.data.images import ImageFile
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -23,23 +16,13 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def random_shift(
-    image: np.ndarray, rng: np.random.Generator, padding: int
-) -> np.ndarray:
-    """Pads with zeros on all sides and crops to the old size at random."""
-    height, width = image.shape[:2]
-    top, left = rng.integers(0, 2 * padding + 1, size=2)
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    return padded[top : top + height, left : left + width]
-
-
 def random_resized_crop(
-    image: np.ndarray, rng: np.random.Generator, size: int
+    image: ImageFile | np.ndarray, rng: np.random.Generator, size: int
 ) -> np.ndarray:
     """Crops 8 to 100% of the area at aspect 3/4 to 4/3, resized to a square.
 
-    The Inception crop (Szegedy et al., 1409.4842, section 6), as the authors
-    train on ImageNet.
+    The Inception crop (Szegedy et al., 1409.4842, section 6), as torchvision
+    draws it.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -47,32 +30,45 @@ def random_resized_crop(
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top = rng.integers(0, height - h + 1)
-            left = rng.integers(0, width - w + 1)
-            return _resize(image, (size, size), (left, top, left + w, top + h))
-    # The largest crop within the aspect ratios, from the centre.
-    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    left, top = (width - w) // 2, (height - h) // 2
-    return _resize(image, (size, size), (left, top, left + w, top + h))
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            break
+    else:
+        # The largest crop within the aspect ratios, from the centre.
+        w = min(width, round(height * 4 / 3))
+        h = min(height, round(width * 4 / 3))
+        left, top = (width - w) // 2, (height - h) // 2
+    box = (left, top, left + w, top + h)
+    return images.crop_and_resize(image, box, size)
 
 
-def resize_and_center_crop(
-    image: np.ndarray, resize: int, crop: int
-) -> np.ndarray:
-    """Resizes the shorter side to `resize`, crops the central square `crop`."""
+def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes so that the shorter side is `size`, to torchvision's shape."""
     height, width = image.shape[:2]
-    scale = resize / min(height, width)
-    new = (int(width * scale), int(height * scale))
-    new = tuple(max(side, resize) for side in new)
-    image = _resize(image, new, (0, 0, width, height))
-    top, left = round((new[1] - crop) / 2), round((new[0] - crop) / 2)
-    return image[top : top + crop, left : left + crop]
-
-
-def _resize(image, size, box):
-    """Bilinear with antialiasing; size (width, height), box in pixels."""
-    squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = Image.fromarray(squeezed).resize(
-        size, Image.Resampling.BILINEAR, box=box
+    shorter = min(height, width)
+    # Integers, as torchvision computes it: size * height / shorter cut off.
+    return images.resize(
+        image, size * height // shorter, size * width // shorter
     )
-    return np.asarray(resized).reshape(size[1], size[0], image.shape[-1])
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The central square of `size`."""
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def ten_crops(image: np.ndarray, size: int) -> np.ndarray:
+    """The corners and the centre, each as it is and mirrored.
+
+    Returns:
+      uint8 [10, size, size, channels].
+    """
+    height, width = image.shape[:2]
+    crops = [
+        image[top : top + size, left : left + size]
+        for top in (0, height - size)
+        for left in (0, width - size)
+    ]
+    crops.append(center_crop(image, size))
+    return np.stack([*crops, *(crop[:, ::-1] for crop in crops)])

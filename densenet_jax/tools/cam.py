@@ -48,15 +48,15 @@ def draw(arguments: argparse.Namespace) -> None:
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
     for path, output in zip(arguments.images, outputs):
-        image = preprocessing.evaluate(images.read_image(path, channels))
+        # What the net sees: resized and cropped.
+        pixels = preprocessing.evaluate(images.read_image(path, channels))
+        image = preprocessing.normalize(pixels)
         classes = None if chosen is None else jnp.array([chosen])
         maps, (shown,), (logits,) = compute(variables, image[None], classes)
         probabilities = np.asarray(jax.nn.softmax(logits))
         predicted = probabilities.argmax()
-        # What the net sees: resized and cropped.
-        pixels = image * preprocessing.std + preprocessing.mean
         cam.plot_map(
-            np.round(pixels).clip(0, 255).astype(np.uint8),
+            pixels,
             np.asarray(maps[0]),
             output,
             method=method,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import logging
 
-from densenet_jax.data.pipeline import Preprocessing
+from densenet_jax.data.preprocessing import Preprocessing
 
 WEIGHTS_HELP = "a PyTorch, .safetensors or Keras file, or a run's directory"
 

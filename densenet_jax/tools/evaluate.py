@@ -5,9 +5,9 @@ python -m densenet_jax.tools.evaluate --weights=net.pth --dataset=cifar10 \\
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
-from pathlib import Path
 
 import jax
 
@@ -43,10 +43,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
             f"The net tells {model.num_classes} classes apart and "
             f"{arguments.dataset} has {source.num_classes}."
         )
-    preprocessing = command.preprocessing(arguments, channels)
+    preprocessing = dataclasses.replace(
+        command.preprocessing(arguments, channels), ten_crop=arguments.ten_crop
+    )
     variables = jax.device_put(variables, sharding.replicated(mesh))
     means = evaluation.evaluate(
-        jax.jit(functools.partial(steps.eval_step, model=model)),
+        jax.jit(
+            functools.partial(
+                steps.eval_step, model=model, normalize=preprocessing.normalize
+            )
+        ),
         variables,
         source.examples,
         preprocessing.evaluate,
@@ -63,11 +69,22 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("evaluate", __doc__)
     command.add_weights(parser)
-    parser.add_argument("--dataset", required=True, help="a TFDS name, digits")
+    parser.add_argument(
+        "--dataset", required=True, help="a TFDS name, folder, digits"
+    )
     parser.add_argument("--split", default="test", help="(test)")
-    parser.add_argument("--data_dir", type=Path, help="of TFDS (TFDS_DATA_DIR)")
+    parser.add_argument(
+        "--data_dir",
+        help="of TFDS (TFDS_DATA_DIR), or the one of the folders SPLIT/CLASS",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="(256)")
     command.add_preprocessing(parser)
+    parser.add_argument(
+        "--ten_crop",
+        action="store_true",
+        help="average the logits over the corners and the centre of the "
+        "resized image, each mirrored too",
+    )
     return command.run(parser, evaluate, argv)
 
 

@@ -5,8 +5,8 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from densenet_jax.data.images import ImageFile
 from densenet_jax.tools import command
 
 
@@ -62,18 +62,12 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     """A file as uint8 [height, width, channels], RGB or grey.
 
     Raises:
-      ValueError: no image can be read there, or channels is not 1 or 3.
+      OSError: there is no such file.
+      ValueError: it holds no image, or channels is not 1 or 3.
     """
-    modes = {1: "L", 3: "RGB"}
-    if channels not in modes:
+    if channels not in (1, 3):
         raise ValueError(
             f"The net reads images of {channels} channels: image files have 1 "
             "or 3."
         )
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert(modes[channels]))
-    # Pillow raises SyntaxError for broken PNG files.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return ImageFile(path.read_bytes(), channels, str(path)).decode()

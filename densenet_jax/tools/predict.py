@@ -28,15 +28,16 @@ def predict(arguments: argparse.Namespace) -> None:
     preprocessing = command.preprocessing(arguments, channels)
 
     @jax.jit
-    def top(image):
+    def top(pixels):
+        image = preprocessing.normalize(pixels)
         logits = model.apply(variables, image[None])[0]
         guesses = min(_GUESSES, model.num_classes)
         return jax.lax.top_k(jax.nn.softmax(logits), guesses)
 
     for path in arguments.images:
-        image = preprocessing.evaluate(images.read_image(path, channels))
+        pixels = preprocessing.evaluate(images.read_image(path, channels))
         print(path)
-        for probability, index in zip(*top(image)):
+        for probability, index in zip(*top(pixels)):
             print(f"  {probability:6.1%}  {names[index]}")
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from densenet_jax.choices import check_choice
-from densenet_jax.data.pipeline import Preprocessing
+from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.registry import create_model, list_models
@@ -101,8 +101,8 @@ def build(
     mesh = sharding.make_mesh() if mesh is None else mesh
     sharding.check_batch_size(config.batch_size, config.accumulate, mesh.size)
     train_source, test_source = sources or open_sources(config)
-    preprocessing = Preprocessing(**config.preprocessing)
-    image_shape = _image_shape(train_source, preprocessing)
+    preprocessing, image_shape = make_preprocessing(config, train_source)
+    make_preprocessing(config, test_source)
     model = _make_model(config.model, train_source)
 
     steps_per_epoch = Fraction(len(train_source.examples), config.batch_size)
@@ -152,6 +152,7 @@ def build(
         model=model,
         optimizer=optimizer,
         seed=config.seed,
+        augment=preprocessing.augment,
         label_smoothing=config.label_smoothing,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
@@ -166,7 +167,7 @@ def build(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         batch={
-            "image": struct((config.batch_size, *image_shape), jnp.float32),
+            "image": struct((config.batch_size, *image_shape), jnp.uint8),
             "label": struct((config.batch_size,), jnp.int32),
         },
         state=state,
@@ -177,7 +178,11 @@ def build(
             out_shardings=(everywhere, everywhere),
         ),
         eval_step=jax.jit(
-            functools.partial(steps.eval_step, model=model),
+            functools.partial(
+                steps.eval_step,
+                model=model,
+                normalize=preprocessing.normalize,
+            ),
             out_shardings=everywhere,
         ),
     )
@@ -187,13 +192,35 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source]:
     """Opens the train and the test split of the config's data set.
 
     Raises:
+      ValueError: as `open_split`.
+    """
+    data = config.dataset
+    return (
+        open_split(config, data.train_split),
+        open_split(config, data.test_split),
+    )
+
+
+def open_split(config: ConfigDict, split: str) -> Source:
+    """Opens a split of the config's data set.
+
+    Raises:
       ValueError: as `open_source`.
     """
     data = config.dataset
-    return tuple(
-        open_source(data.name, split, data.data_dir)
-        for split in (data.train_split, data.test_split)
-    )
+    return open_source(data.name, split, data.data_dir, data.on_error)
+
+
+def make_preprocessing(
+    config: ConfigDict, source: Source
+) -> tuple[Preprocessing, tuple[int, int, int]]:
+    """The preprocessing of a source, and the shape of the images after it.
+
+    Raises:
+      ValueError: they do not fit together.
+    """
+    preprocessing = Preprocessing(**config.preprocessing)
+    return preprocessing, _image_shape(source, preprocessing)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -233,5 +260,11 @@ def _image_shape(
             raise ValueError(
                 f"preprocessing.{name} has {len(values)} values for images of "
                 f"{channels} channels."
+            )
+    for name in ("color_jitter", "lighting"):
+        if getattr(preprocessing, name) and channels != 3:
+            raise ValueError(
+                f"preprocessing.{name} is for images of 3 channels: the data "
+                f"set's have {channels}."
             )
     return height, width, channels

@@ -52,8 +52,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
       ValueError: the config does not fit together, or not to the checkpoint.
       OSError: workdir cannot be written.
       FloatingPointError: the loss or the gradient is not finite.
+      BadRecordError: an image or a label that cannot be read.
     """
     experiment = build(config)
+    for remark in experiment.train_source.remarks:
+        _say(remark)
     json_config = json.loads(config.to_json())
     _prepare(workdir)
     image_shape = experiment.batch["image"].shape[1:]
@@ -131,6 +134,7 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             num_workers=config.dataset.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            on_error=config.dataset.on_error,
         )
         cleanup.callback(batches.close)
         progress = cleanup.enter_context(
@@ -177,8 +181,12 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                 break
             if evaluated or save:
                 log.restart_clock()
+            # The step before is still being computed: its successor's batch
+            # is loaded and copied beside it.
+            with log.waiting(batches):
+                batch = next(batches)
             batch = pipeline.to_devices(
-                next(batches), experiment.batch["image"].sharding
+                batch, experiment.batch["image"].sharding
             )
             state, sums = train_step(state, batch)
             log.add(previous)
@@ -217,11 +225,21 @@ class _Log:
         self._writer = RunLog(workdir, start) if is_writer else None
         self._sums = {}
         self._steps = 0
-        self._clock = time.perf_counter()
+        self._bad_records = 0
+        self.restart_clock()
 
     def restart_clock(self):
         """Leaves the time since the last flush out of images per second."""
         self._clock = time.perf_counter()
+        self._waited = 0
+
+    @contextlib.contextmanager
+    def waiting(self, batches):
+        """Counts the time in it as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+        self._bad_records = batches.bad_records
 
     def add(self, indexed_sums):
         """Takes (step, sums on the devices) or None."""
@@ -252,6 +270,8 @@ class _Log:
                 "param_norm": float(self._sums["param_norm"]) / self._steps,
                 "learning_rate": float(self._experiment.schedule(step - 1)),
                 "images_per_second": int(self._sums["count"]) / seconds,
+                "data_wait": self._waited / seconds,
+                "bad_records": self._bad_records,
             },
         )
         self._sums, self._steps = {}, 0
@@ -291,6 +311,8 @@ def _evaluate(experiment, config, state):
         experiment.preprocessing.evaluate,
         batch_size=config.batch_size,
         sharding=experiment.batch["image"].sharding,
+        num_workers=config.dataset.num_workers,
+        on_error=config.dataset.on_error,
     )
 
 

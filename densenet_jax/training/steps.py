@@ -1,6 +1,6 @@
 """One step of training and of evaluation: pure functions of arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +15,15 @@ Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 
+def random_keys(
+    seed: int, step: jax.typing.ArrayLike, part: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """The keys of dropout and of augmentation for a part of a step's batch."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    key = jax.random.fold_in(key, part)
+    return key, jax.random.fold_in(key, 1)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -22,6 +31,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: int,
+    augment: Callable[[jax.Array, Batch], Batch] = lambda _, batch: batch,
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     ema_decay: float | None = None,
@@ -34,11 +44,13 @@ def train_step(
       batch: 'image' [batch, height, width, channels], 'label' [batch].
       model: applied with train=True.
       optimizer: whose state is in `state`.
-      seed: of dropout; each step draws its own.
+      seed: of dropout and augmentation; each step draws its own.
+      augment: takes a key and a batch, and returns the batch that the network
+        sees; with 'other_label' and 'share' [batch] where images are mixed.
       label_smoothing: see `losses.cross_entropy`.
       accumulate: the batch passes in so many equal parts, one after another,
-        in a part of the memory. Norms see one part at a time; the running
-        statistics move at each.
+        in a part of the memory. Norms see one part at a time, and so does
+        augment; the running statistics move at each.
       ema_decay: of the averages in `state.ema`, capped early in the run at
         (1 + step) / (10 + step).
       freeze_body: only the classifier has a gradient; norms use their running
@@ -49,9 +61,8 @@ def train_step(
       'grad_norm' and 'param_norm', the global norms of the mean gradient and
       of the parameters after the step.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    def forward(params, batch_stats, images, index):
+    def forward(params, batch_stats, images, key):
         if freeze_body:
             head = {"classifier": params["classifier"]}
             variables = {
@@ -64,13 +75,22 @@ def train_step(
             images,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(key, index)},
+            rngs={"dropout": key},
         )
         return logits, updates["batch_stats"]
 
     def loss_and_sums(params, batch_stats, part, index):
-        logits, batch_stats = forward(params, batch_stats, part["image"], index)
+        dropout_key, augment_key = random_keys(seed, state.step, index)
+        part = augment(augment_key, part)
+        logits, batch_stats = forward(
+            params, batch_stats, part["image"], dropout_key
+        )
         each = losses.cross_entropy(logits, part["label"], label_smoothing)
+        if "other_label" in part:
+            other = losses.cross_entropy(
+                logits, part["other_label"], label_smoothing
+            )
+            each = part["share"] * each + (1 - part["share"]) * other
         everyone = jnp.ones_like(part["label"], bool)
         sums = metrics.example_sums(logits, part["label"], each, everyone)
         return each.mean(), (batch_stats, sums)
@@ -125,10 +145,29 @@ def train_step(
 
 
 def eval_step(
-    variables: Mapping[str, Any], batch: Batch, *, model: nn.Module
+    variables: Mapping[str, Any],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    normalize: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> Sums:
-    """Sums over a batch that has a 'mask' [batch] beside image and label."""
-    logits = model.apply(variables, batch["image"], train=False)
+    """Sums over a batch that has a 'mask' [batch] beside image and label.
+
+    Args:
+      variables: of the model.
+      batch: 'image' [batch, height, width, channels], or [batch, crops,
+        height, width, channels], whose logits are averaged as in the authors'
+        code (fb.resnet.torch, train.lua); 'label' and 'mask' [batch].
+      model: applied with train=False.
+      normalize: of the images.
+
+    Returns:
+      See `metrics.example_sums`.
+    """
+    images = normalize(batch["image"])
+    crops = images.reshape(-1, *images.shape[-3:])
+    logits = model.apply(variables, crops, train=False)
+    logits = logits.reshape(len(images), -1, logits.shape[-1]).mean(axis=1)
     each = losses.cross_entropy(logits, batch["label"])
     return metrics.example_sums(logits, batch["label"], each, batch["mask"])
 
