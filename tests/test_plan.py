@@ -165,10 +165,10 @@ def test_a_step_that_is_too_large_for_a_tpu(run):
     lines, result = run(
         *TINY,
         "--topology=v5e:1x1",
-        "--policies=block",
+        "--policies=layer",
         "--batch_size=4194304",
         "--config.epochs=10000",
     )
-    assert not result["policies"]["block"]["fits"]
-    assert "exceeds available HBM" in result["policies"]["block"]["problem"]
-    assert any(line.startswith("remat=block does not fit") for line in lines)
+    assert not result["policies"]["layer"]["fits"]
+    assert "exceeds available HBM" in result["policies"]["layer"]["problem"]
+    assert any(line.startswith("remat=layer does not fit") for line in lines)

@@ -64,11 +64,11 @@ def test_a_start_beyond_the_limit_is_tried():
 def test_policies_are_a_line_each():
     trials = {
         "none": plans.Trial(None, "Ran out of memory", 8.4),
-        "block": plans.Trial(PROGRAM, None, 1234.5),
+        "layer": plans.Trial(PROGRAM, None, 1234.5),
     }
     header, _, none, block = plans.policy_table(trials, TARGET).splitlines()
     cells = [
-        ("remat", "none", "block"),
+        ("remat", "none", "layer"),
         ("temp MB", "-", "5.50"),
         ("total MB", "-", "8.00"),
         ("of memory", "-", "80.0%"),

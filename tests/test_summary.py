@@ -84,7 +84,7 @@ def test_layers_of_densenet121(rows_121):
     ]
 
 
-@pytest.mark.parametrize("remat", ["convs", "layer", "block"])
+@pytest.mark.parametrize("remat", ["convs", "layer"])
 def test_remat_makes_no_difference(remat):
     kept, recomputed = (
         create_model("densenet121", block_layers=(2, 2), remat=policy)
@@ -164,16 +164,16 @@ def test_activation_bytes_are_near_what_xla_takes():
 
 
 def test_activation_bytes_grow_with_the_image_and_shrink_with_remat():
-    none, convs, block = (
+    none, convs, layer = (
         summary.activation_bytes(_small(remat=policy), (16, 16, 3))
-        for policy in ("none", "convs", "block")
+        for policy in ("none", "convs", "layer")
     )
     # The logits, 10 values, do not grow.
     larger = summary.activation_bytes(_small(), (32, 32, 3))
     dropout = summary.activation_bytes(_small(dropout_rate=0.2), (16, 16, 3))
     bfloat16 = summary.activation_bytes(_small(dtype=jnp.bfloat16), (16, 16, 3))
 
-    assert block < convs < none / 2
+    assert layer < convs < none / 2
     assert larger == pytest.approx(4 * none, rel=1e-3)
     assert bfloat16 < none < dropout
 

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from densenet_jax.choices import check_choice
+from densenet_jax.models.dense_block import Settings, dense_block
 from densenet_jax.models.layers import (
-    CONV_OUTPUT,
     KERNEL_INITS,
-    MOMENTS,
     AveragePool,
     BatchNorm,
     Conv,
@@ -26,6 +25,7 @@ from densenet_jax.models.layers import (
     at_least_float32,
     batch_moments,
     concatenate_moments,
+    convolve_and_pool,
 )
 
 STEMS = ("imagenet", "cifar")
@@ -35,8 +35,7 @@ STEMS = ("imagenet", "cifar")
 REMAT_POLICIES = {
     "none": "every activation is kept",
     "convs": "conv outputs are kept; concatenation, norm and ReLU recomputed",
-    "layer": "the output of each dense layer is kept",
-    "block": "the input of each dense block is kept",
+    "layer": "the outputs of the dense layers are kept, bottlenecks recomputed",
 }
 
 # Torch's initial weights: uniform within 1 / sqrt(in).
@@ -71,7 +70,19 @@ class DenseLayer(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
-    @nn.compact
+    def setup(self):
+        new = functools.partial(self.conv, self.growth_rate, 3, padding=1)
+        self.norm1 = self.norm()
+        if self.bottleneck_width:
+            width = self.bottleneck_width * self.growth_rate
+            self.conv1 = self.conv(width, 1, use_bias=self.folded)
+            if not self.folded:
+                self.norm2 = self.norm()
+            self.conv2 = new()
+        else:
+            self.conv1 = new()
+        self.dropout = nn.Dropout(self.dropout_rate)
+
     def __call__(
         self,
         features: Sequence[jax.Array],
@@ -85,21 +96,37 @@ class DenseLayer(nn.Module):
           moments: of each of the features; read only if train.
           train: as in `DenseNet`.
         """
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        keys = self.dropout_keys(train)
         x = jnp.concatenate(features, axis=-1)
         moments = concatenate_moments(moments) if train else None
-        x = nn.relu(self.norm(name="norm1")(x, moments, train=train))
+        x = nn.relu(self.norm1(x, moments, train=train))
+        x = self.dropout(self.conv1(x), deterministic=not train, rng=keys[0])
         if not self.bottleneck_width:
-            return dropout(
-                self.conv(self.growth_rate, 3, padding=1, name="conv1")(x)
-            )
-        width = self.bottleneck_width * self.growth_rate
-        x = dropout(self.conv(width, 1, use_bias=self.folded, name="conv1")(x))
+            return x
         if not self.folded:
-            x = self.norm(name="norm2")(x, train=train)
-        return dropout(
-            self.conv(self.growth_rate, 3, padding=1, name="conv2")(nn.relu(x))
-        )
+            x = self.norm2(x, train=train)
+        x = self.conv2(nn.relu(x))
+        return self.dropout(x, deterministic=not train, rng=keys[1])
+
+    def dropout_keys(self, train: bool) -> tuple[jax.Array | None, ...]:
+        """The keys of the dropout after each convolution; None without."""
+        if not (train and self.dropout_rate):
+            return None, None
+        return self.make_rng("dropout"), self.make_rng("dropout")
+
+    def update_statistics(
+        self, moments: Moments, bottleneck: Moments | None, count: int
+    ) -> None:
+        """Moves the running statistics towards a batch's.
+
+        Args:
+          moments: of all the feature maps before.
+          bottleneck: of the output of the 1x1 convolution, if there is one.
+          count: the number of values that a channel has in the batch.
+        """
+        self.norm1.update(moments, count)
+        if bottleneck is not None:
+            self.norm2.update(bottleneck, count)
 
 
 class DenseBlock(nn.Module):
@@ -109,21 +136,51 @@ class DenseBlock(nn.Module):
     """
 
     num_layers: int
-    layer: Callable[..., nn.Module]
+    layer: Callable[..., DenseLayer]
+    recompute: Settings | None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps c channels to c + num_layers * growth_rate, oldest first."""
+    def __call__(
+        self, x: jax.Array, train: bool
+    ) -> tuple[jax.Array, Moments | None]:
+        """Maps c channels to c + num_layers * growth_rate, oldest first.
+
+        Returns:
+          The feature maps, and their batch moments if train.
+        """
+        layers = [
+            self.layer(name=f"denselayer{i}")
+            for i in range(1, self.num_layers + 1)
+        ]
+        if train and self.recompute and not self.is_initializing():
+            return self._recomputing(x, layers)
         # Every reader normalises a feature map with the same batch moments,
         # so they are computed once, when the map is made.
         features = [x]
         moments = [batch_moments(x)] if train else None
-        for i in range(1, self.num_layers + 1):
-            layer = self.layer(name=f"denselayer{i}")
+        for layer in layers:
             new = layer(features, moments, train)
             features = [*features, new]
             moments = [*moments, batch_moments(new)] if train else None
-        return jnp.concatenate(features, axis=-1)
+        x = jnp.concatenate(features, axis=-1)
+        return x, concatenate_moments(moments) if train else None
+
+    def _recomputing(self, x, layers):
+        """The same, by `dense_block`."""
+        features, moments, bottlenecks = dense_block(
+            self.recompute,
+            x,
+            [layer.variables["params"] for layer in layers],
+            [layer.dropout_keys(train=True) for layer in layers],
+        )
+        count = x.size // x.shape[-1]
+        channels = x.shape[-1]
+        for i, layer in enumerate(layers):
+            read = Moments(*(m[:channels] for m in moments))
+            bottleneck = bottlenecks[i] if bottlenecks else None
+            layer.update_statistics(read, bottleneck, count)
+            channels += layer.growth_rate
+        return features, moments
 
 
 class Transition(nn.Module):
@@ -135,11 +192,18 @@ class Transition(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = nn.relu(self.norm(name="norm")(x, train=train))
-        x = self.conv(self.features, 1, name="conv")(x)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return AveragePool(2, name="pool")(x)
+    def __call__(
+        self, x: jax.Array, moments: Moments | None, train: bool
+    ) -> jax.Array:
+        """Halves height and width; moments are those of x, if train."""
+        x = nn.relu(self.norm(name="norm")(x, moments, train=train))
+        conv = self.conv(self.features, 1, name="conv")
+        if self.is_initializing() or (train and self.dropout_rate):
+            x = conv(x)
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+            return AveragePool(2, name="pool")(x)
+        kernel = conv.variables["params"]["kernel"]
+        return convolve_and_pool(x, kernel.astype(x.dtype), 2)
 
 
 class DenseNet(nn.Module):
@@ -209,7 +273,7 @@ class DenseNet(nn.Module):
             dtype=self.dtype,
         )
         layer = functools.partial(
-            _remat_layer(self.remat),
+            DenseLayer,
             growth_rate=self.growth_rate,
             bottleneck_width=self.bottleneck_width,
             dropout_rate=self.dropout_rate,
@@ -217,9 +281,14 @@ class DenseNet(nn.Module):
             conv=conv,
             norm=norm,
         )
-        block = DenseBlock
-        if self.remat == "block":
-            block = nn.remat(DenseBlock, static_argnums=2)
+        recompute = None
+        if self.remat != "none":
+            recompute = Settings(
+                norm_epsilon=self.norm_epsilon,
+                dropout_rate=self.dropout_rate,
+                dtype=self.dtype,
+                keep_bottlenecks=self.remat == "convs",
+            )
         channels = self.stem_features or 2 * self.growth_rate
         stem_conv = functools.partial(
             conv, channels, use_bias=self.folded and self.stem_norm
@@ -233,7 +302,9 @@ class DenseNet(nn.Module):
             self.norm0 = norm()
 
         for i, num_layers in enumerate(self.block_layers, 1):
-            setattr(self, f"denseblock{i}", block(num_layers, layer))
+            setattr(
+                self, f"denseblock{i}", DenseBlock(num_layers, layer, recompute)
+            )
         for i, features in enumerate(_transition_features(self), 1):
             transition = Transition(features, self.dropout_rate, conv, norm)
             setattr(self, f"transition{i}", transition)
@@ -281,11 +352,11 @@ class DenseNet(nn.Module):
         if self.stem == "imagenet":
             x = self.pool0(x)
         for i in range(1, len(self.block_layers) + 1):
-            x = getattr(self, f"denseblock{i}")(x, train)
+            x, moments = getattr(self, f"denseblock{i}")(x, train)
             if i < len(self.block_layers):
                 maps.append(x)
-                x = getattr(self, f"transition{i}")(x, train)
-        return [*maps, nn.relu(self.norm5(x, train=train))]
+                x = getattr(self, f"transition{i}")(x, moments, train)
+        return [*maps, nn.relu(self.norm5(x, moments, train=train))]
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [batch, num_classes] of the last feature map: mean, linear."""
@@ -337,14 +408,3 @@ def min_image_size(stem: str, num_blocks: int) -> int:
     pooled = 2 ** (num_blocks - 1)
     # The stem's two strides round up: 4 (pooled - 1) + 1 is enough.
     return 4 * pooled - 3 if stem == "imagenet" else pooled
-
-
-def _remat_layer(policy: str) -> type[nn.Module]:
-    if policy == "convs":
-        keep = jax.checkpoint_policies.save_only_these_names(
-            CONV_OUTPUT, MOMENTS
-        )
-        return nn.remat(DenseLayer, policy=keep, static_argnums=3)
-    if policy == "layer":
-        return nn.remat(DenseLayer, static_argnums=3)
-    return DenseLayer

@@ -11,11 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
-
-# The names under which `jax.checkpoint` policies can keep values.
-CONV_OUTPUT = "conv_output"
-MOMENTS = "moments"
 
 KERNEL_INITS: dict[str, Callable] = {
     # The authors' code: normal, std sqrt(2 / (height * width * out)).
@@ -37,6 +32,26 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+class Affine(NamedTuple):
+    """x -> x * factor + offset, channel by channel; both float32 [channels]."""
+
+    factor: jax.Array
+    offset: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., channels]; the result is float32 or wider."""
+        factor, offset = (jnp.expand_dims(v, range(x.ndim - 1)) for v in self)
+        return x.astype(factor.dtype) * factor + offset
+
+
+def normalisation(
+    scale: jax.Array, bias: jax.Array, moments: Moments, epsilon: float
+) -> Affine:
+    """x -> (x - mean) / sqrt(variance + epsilon) * scale + bias."""
+    factor = scale * lax.rsqrt(moments.variance + epsilon)
+    return Affine(factor, bias - moments.mean * factor)
+
+
 def batch_moments(x: jax.Array) -> Moments:
     """The moments of x [batch, height, width, channels] over all but channels.
 
@@ -46,9 +61,7 @@ def batch_moments(x: jax.Array) -> Moments:
     mean = jnp.mean(x, axis=(0, 1, 2))
     mean_of_squares = jnp.mean(jnp.square(x), axis=(0, 1, 2))
     variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
-    return Moments(
-        checkpoint_name(mean, MOMENTS), checkpoint_name(variance, MOMENTS)
-    )
+    return Moments(mean, variance)
 
 
 def concatenate_moments(moments: Sequence[Moments]) -> Moments:
@@ -87,6 +100,47 @@ def convolve(
     return native(x, kernel)
 
 
+def average_pool(x: jax.Array, size: int) -> jax.Array:
+    """The mean of each size x size window of x; see `AveragePool`."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+
+    def window_mean(x):
+        x = x[:, : rows * size, : columns * size]
+        windows = x.reshape(batch, rows, size, columns, size, channels)
+        return jnp.mean(windows, axis=(2, 4))
+
+    def window_sum(x):
+        window = (size, size)
+        # flax's avg_pool divides by an integer array, a silent promotion.
+        return nn.pool(x, 0.0, lax.add, window, window, "VALID") / size**2
+
+    # XLA:CPU is slow at windows; on TPU the longer shape costs a new layout.
+    return lax.platform_dependent(x, cpu=window_mean, default=window_sum)
+
+
+def convolve_and_pool(x: jax.Array, kernel: jax.Array, size: int) -> jax.Array:
+    """`average_pool(convolve(x, kernel, 1, 0), size)` in one step, and cheaper.
+
+    A mean over a window and a 1x1 convolution change places: both are linear.
+
+    Args:
+      x: [batch, height, width, in].
+      kernel: [1, 1, in, out], of the same dtype as x.
+      size: of the windows.
+    """
+
+    def pool_first(x, kernel):
+        return convolve(average_pool(x, size), kernel, stride=1, padding=0)
+
+    def strided(x, kernel):
+        window = jnp.tile(kernel / size**2, (size, size, 1, 1))
+        return convolve(x, window, stride=size, padding=0)
+
+    # One convolution takes the norm and ReLU before it into itself on TPU.
+    return lax.platform_dependent(x, kernel, cpu=pool_first, default=strided)
+
+
 class Conv(nn.Module):
     """A convolution: parameter `kernel` [size, size, in, out].
 
@@ -115,7 +169,7 @@ class Conv(nn.Module):
             shape = (self.features,)
             bias = self.param("bias", nn.initializers.zeros, shape)
             y = y + jnp.expand_dims(bias, (0, 1, 2)).astype(self.dtype)
-        return checkpoint_name(y, CONV_OUTPUT)
+        return y
 
 
 class BatchNorm(nn.Module):
@@ -153,37 +207,39 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)
-
         if train:
-            count = x.size // x.shape[-1]
-            if count < 2:
-                raise ValueError(
-                    f"{'/'.join(self.path)} cannot normalise a batch of shape "
-                    f"{x.shape}: a channel needs 2 values or more to train. "
-                    "Use a larger batch or larger images."
-                )
             moments = batch_moments(x) if moments is None else moments
-            if not self.is_initializing():
-                self._update(mean, moments.mean)
-                self._update(var, moments.variance * (count / (count - 1)))
+            self.update(moments, x.size // x.shape[-1])
         else:
             moments = Moments(mean.value, var.value)
+        affine = normalisation(scale, bias, moments, self.epsilon)
+        return affine(x).astype(self.dtype)
 
-        factor = scale * lax.rsqrt(moments.variance + self.epsilon)
-        return _affine(x, moments.mean, factor, bias).astype(self.dtype)
+    def update(self, moments: Moments, count: int) -> None:
+        """Moves the running statistics towards a batch's.
 
-    def _update(self, running: nn.Variable, batch: jax.Array) -> None:
-        running.value = (
-            self.momentum * running.value
-            + (1 - self.momentum) * lax.stop_gradient(batch)
-        ).astype(running.value.dtype)
+        Args:
+          moments: of the batch.
+          count: the number of values that a channel has in the batch.
 
-
-def _affine(x, mean, factor, bias):
-    mean, factor, bias = (
-        jnp.expand_dims(v, (0, 1, 2)) for v in (mean, factor, bias)
-    )
-    return (x.astype(mean.dtype) - mean) * factor + bias
+        Raises:
+          ValueError: count is 1.
+        """
+        if count < 2:
+            raise ValueError(
+                f"{'/'.join(self.path)} cannot normalise a batch with one "
+                "value a channel: it needs 2 values or more to train. Use a "
+                "larger batch or larger images."
+            )
+        if self.is_initializing():
+            return
+        unbiased = moments.variance * (count / (count - 1))
+        for name, batch in ("mean", moments.mean), ("var", unbiased):
+            running = self.get_variable("batch_stats", name)
+            moved = self.momentum * running + (
+                1 - self.momentum
+            ) * lax.stop_gradient(batch)
+            self.put_variable("batch_stats", name, moved.astype(running.dtype))
 
 
 class MaxPool(nn.Module):
@@ -211,7 +267,4 @@ class AveragePool(nn.Module):
     size: int
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        window = (self.size,) * 2
-        # flax's avg_pool divides by an integer array, a silent promotion.
-        total = nn.pool(x, 0.0, lax.add, window, window, "VALID")
-        return total / self.size**2
+        return average_pool(x, self.size)

@@ -1,0 +1,210 @@
+"""A dense block whose backward pass recomputes what is cheap.
+
+What a dense block is, the modules of `densenet` say. This is the same function
+of the same parameters, for training, with a backward pass of its own. It keeps
+what convolutions made and makes concatenation, norm and ReLU again from there
+(Pleiss et al., Memory-Efficient Implementation of DenseNets, 1707.06990).
+
+The backward pass reads each layer's input as the first channels of the block's
+output: XLA would merge a repeated concatenation with the first one, and keep
+every layer's.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from densenet_jax.models.layers import (
+    Affine,
+    Moments,
+    batch_moments,
+    concatenate_moments,
+    convolve,
+    normalisation,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the layers of a block share.
+
+    Attributes:
+      norm_epsilon, dropout_rate, dtype: see `densenet.DenseNet`.
+      keep_bottlenecks: keep the outputs of the 1x1 convolutions for the
+        backward pass too, instead of making them again.
+    """
+
+    norm_epsilon: float
+    dropout_rate: float
+    dtype: jnp.dtype
+    keep_bottlenecks: bool
+
+
+class Output(NamedTuple):
+    """What a dense block makes.
+
+    Attributes:
+      features: [batch, height, width, channels], oldest first.
+      moments: of the features.
+      bottleneck_moments: of each layer's 1x1 convolution, for running
+        statistics: they pass no gradient on. Empty without bottlenecks.
+    """
+
+    features: jax.Array
+    moments: Moments
+    bottleneck_moments: Sequence[Moments]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def dense_block(
+    settings: Settings,
+    x: jax.Array,
+    layers: Sequence[Mapping[str, Any]],
+    keys: Sequence[Sequence[jax.Array | None]],
+) -> Output:
+    """Applies dense layers, with batch moments and dropout, as in training.
+
+    Args:
+      settings: of all layers.
+      x: [batch, height, width, channels].
+      layers: the parameters of each `densenet.DenseLayer`.
+      keys: of the dropout after each convolution of each layer; read if
+        settings.dropout_rate > 0.
+    """
+    return _forward(settings, x, layers, keys)[0]
+
+
+def _forward(settings, x, layers, keys):
+    features, moments = [x], [batch_moments(x)]
+    bottlenecks, bottleneck_moments = [], []
+    for i, layer in enumerate(layers):
+        first, second = _functions(settings, layer, keys[i])
+        new = first(
+            _stage(layer, 1),
+            jnp.concatenate(features, axis=-1),
+            concatenate_moments(moments),
+        )
+        if second:
+            bottlenecks.append(new)
+            bottleneck_moments.append(batch_moments(new))
+            new = second(_stage(layer, 2), new, bottleneck_moments[-1])
+        features.append(new)
+        moments.append(batch_moments(new))
+    output = Output(
+        jnp.concatenate(features, axis=-1),
+        concatenate_moments(moments),
+        bottleneck_moments,
+    )
+    kept = bottlenecks if settings.keep_bottlenecks else None
+    return output, (output, layers, keys, kept)
+
+
+def _backward(settings, residuals, cotangents):
+    (features, moments, bottleneck_moments), layers, keys, bottlenecks = (
+        residuals
+    )
+    # Of the features and moments that layers before the current one made.
+    gradient, moments_gradient = cotangents.features, cotangents.moments
+    gradients = []
+    for i in reversed(range(len(layers))):
+        layer = layers[i]
+        first, second = _functions(settings, layer, keys[i])
+        channels = layer["norm1"]["scale"].size
+        new = _through_moments(
+            gradient[..., channels:],
+            features[..., channels : channels + _growth_rate(layer)],
+            _slice(moments, channels, None),
+            _slice(moments_gradient, channels, None),
+        )
+        x = _wait_for(new, features)[..., :channels]
+        x_moments = _slice(moments, 0, channels)
+        bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
+        layer_gradient = {}
+        if second:
+            if bottlenecks is not None:
+                bottleneck = _wait_for(new, bottlenecks[i])
+            _, second_vjp = jax.vjp(
+                second, _stage(layer, 2), bottleneck, bottleneck_moments[i]
+            )
+            stage, new, new_moments = second_vjp(new)
+            layer_gradient |= stage
+            new = _through_moments(
+                new, bottleneck, bottleneck_moments[i], new_moments
+            )
+        stage, x_gradient, x_moments_gradient = first_vjp(new)
+        gradients.append(layer_gradient | stage)
+        # All the readers of a feature map add up here, one by one.
+        gradient = gradient[..., :channels] + x_gradient
+        moments_gradient = jax.tree.map(
+            jnp.add, _slice(moments_gradient, 0, channels), x_moments_gradient
+        )
+        moments = x_moments
+    x = features[..., : gradient.shape[-1]]
+    x_gradient = _through_moments(gradient, x, moments, moments_gradient)
+    return x_gradient, gradients[::-1], None
+
+
+dense_block.defvjp(_forward, _backward)
+
+
+def _functions(settings, layer, keys):
+    """What the first and the second convolution and their norms do."""
+    first = functools.partial(_norm_relu_conv, settings, keys[0])
+    if "conv2" not in layer:
+        return first, None
+    return first, functools.partial(_norm_relu_conv, settings, keys[1])
+
+
+def _norm_relu_conv(settings, key, stage, x, moments):
+    (norm,) = (v for k, v in stage.items() if k.startswith("norm"))
+    (conv,) = (v for k, v in stage.items() if k.startswith("conv"))
+    kernel = conv["kernel"].astype(settings.dtype)
+    affine = normalisation(
+        **norm, moments=moments, epsilon=settings.norm_epsilon
+    )
+    x = nn.relu(affine(x).astype(settings.dtype))
+    y = convolve(x, kernel, stride=1, padding=kernel.shape[0] // 2)
+    dropout = nn.Dropout(
+        settings.dropout_rate, deterministic=False, parent=None
+    )
+    return dropout.apply({}, y, rng=key)
+
+
+def _wait_for(gradient, x):
+    """x, from which nothing is made again before the gradient is known."""
+
+    def barrier(gradient, x):
+        return lax.optimization_barrier((gradient, x))[1]
+
+    def add_zero(gradient, x):
+        # XLA:CPU drops barriers. This zero it cannot know.
+        return x + 0 * gradient[0, 0, 0, 0]
+
+    return lax.platform_dependent(gradient, x, cpu=add_zero, default=barrier)
+
+
+def _stage(layer, number):
+    return {k: layer[k] for k in (f"norm{number}", f"conv{number}")}
+
+
+def _growth_rate(layer):
+    return layer["conv2" if "conv2" in layer else "conv1"]["kernel"].shape[-1]
+
+
+def _slice(moments, start, stop):
+    return Moments(*(m[start:stop] for m in moments))
+
+
+def _through_moments(gradient, x, moments, moments_gradient):
+    """Adds to the gradient of x what reaches x by way of its moments."""
+    count = x.size // x.shape[-1]
+    factor = moments_gradient.variance * (2 / count)
+    offset = moments_gradient.mean / count - factor * moments.mean
+    more = Affine(factor, offset)(x)
+    return (gradient.astype(more.dtype) + more).astype(gradient.dtype)
