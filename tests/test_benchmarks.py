@@ -184,18 +184,18 @@ def test_memory_is_tabled_and_drawn(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr(memory, "step_memory", grow)
     picture = tmp_path / "memory.png"
-    flags = ["--depths=400,40", "--policies=none,block"]
+    flags = ["--depths=400,40", "--policies=none,layer"]
 
     assert memory.main([*flags, f"--plot={picture}"]) == 0
 
     printed = capsys.readouterr().out
-    assert "| ours_block |  40 |   400 |     1.00 |" in printed
+    assert "| ours_layer |  40 |   400 |     1.00 |" in printed
     result = json.loads(printed.splitlines()[-1])
     assert result["depths"] == [40, 400]
     exponents = {
         name: values["exponent"] for name, values in result["results"].items()
     }
-    expected = {"plain": 1.5, "ours_none": 1, "ours_block": 1}
+    expected = {"plain": 1.5, "ours_none": 1, "ours_layer": 1}
     assert exponents == pytest.approx(expected)
     assert picture.read_bytes().startswith(b"\x89PNG")
 

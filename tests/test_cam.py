@@ -198,5 +198,5 @@ def test_command_refuses(tmp_path, capsys):
     content = image.read_bytes()
     for broken in content[: len(content) // 2], content[:60], b"no image":
         image.write_bytes(broken)
-        assert f"Cannot read {image}" in message(image)
+        assert f"{image} holds no image" in message(image)
     assert not list(tmp_path.glob("*_cam.png"))

@@ -51,7 +51,7 @@ def test_a_plan_for_this_machine(run):
         "parameters": 4 * parameters,
         "batch statistics": 4 * 2 * (8 + 16 + 12),
         "optimizer": 4 * (parameters + 1),  # momentum, and the step
-        "batch": 64 // 8 * (8 * 8 * 4 + 4),
+        "batch": 64 // 8 * (8 * 8 + 4),  # uint8, int32
     }
     assert list(result["policies"]) == ["none", "convs"]
     for policy in result["policies"].values():

@@ -62,12 +62,15 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     """A file as uint8 [height, width, channels], RGB or grey.
 
     Raises:
-      OSError: there is no such file.
-      ValueError: it holds no image, or channels is not 1 or 3.
+      ValueError: no image can be read there, or channels is not 1 or 3.
     """
     if channels not in (1, 3):
         raise ValueError(
             f"The net reads images of {channels} channels: image files have 1 "
             "or 3."
         )
-    return ImageFile(path.read_bytes(), channels, str(path)).decode()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"Cannot read {path}: {error.strerror}.") from error
+    return ImageFile(content, channels, str(path)).decode()
