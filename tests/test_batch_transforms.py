@@ -58,6 +58,13 @@ def test_lighting_follows_the_principal_components():
     assert np.abs(along.mean(axis=0) / expected).max() < 0.06
 
 
+def test_normalize():
+    image = np.array([[[[0, 128, 255]]]], np.uint8)
+    got = batch_transforms.normalize(image, (100, 128, 55), (50, 1, 100))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, np.float32([[[[-2, 0, 2]]]]))
+
+
 def test_shift_gives_every_window_of_the_padded_image():
     image = _images(1, size=4)[0]
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))

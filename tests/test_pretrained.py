@@ -101,15 +101,18 @@ def test_a_frozen_body_has_running_statistics(pretrained, tmp_path):
     path, _ = pretrained
     config = _config(path, **{"optimizer.body_rate": 0.0})
     config.optimizer.weight_decay = 0.0
+    config.preprocessing.shift = 0
     built = build(config)
     state = loop._start_from(config, built)
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.normal(size=(240, 8, 8, 1)).astype(np.float32),
+        "image": rng.integers(0, 256, (240, 8, 8, 1), np.uint8),
         "label": rng.integers(0, 10, 240).astype(np.int32),
     }
     features = built.model.apply(
-        state.variables, batch["image"], method="features"
+        state.variables,
+        built.preprocessing.normalize(batch["image"]),
+        method="features",
     )[-1]
     features = np.asarray(features).mean((1, 2))
     before = jax.device_get(state.params["classifier"])

@@ -98,8 +98,8 @@ def test_overrides_change_attributes():
         ),
         (
             "densenet121",
-            {"remat": "blocks"},
-            "Unknown remat policy 'blocks'.*mean block",
+            {"remat": "layers"},
+            "Unknown remat policy 'layers'.*mean layer",
         ),
         ("densenet121", {"stem": "imagnet"}, "Unknown stem.*mean imagenet"),
         (

@@ -10,13 +10,6 @@ def _image(height, width, channels=3, seed=0):
     return rng.integers(0, 256, (height, width, channels), np.uint8)
 
 
-def test_normalize():
-    image = np.array([[[0, 128, 255]]], np.uint8)
-    got = transforms.normalize(image, (100, 128, 55), (50, 1, 100))
-    assert got.dtype == np.float32
-    np.testing.assert_array_equal(got, np.float32([[[-2, 0, 2]]]))
-
-
 def test_flip_mirrors_half_of_the_time():
     image, rng = _image(2, 3), np.random.default_rng(0)
     flipped = 0
@@ -26,19 +19,6 @@ def test_flip_mirrors_half_of_the_time():
         assert mirrored or np.array_equal(got, image)
         flipped += mirrored
     assert 450 < flipped < 550
-
-
-def test_shift_gives_every_window_of_the_padded_image():
-    image, rng = _image(4, 4) // 2 + 1, np.random.default_rng(0)
-    padded = np.zeros((6, 6, 3), np.uint8)
-    padded[1:5, 1:5] = image
-    windows = {
-        padded[i : i + 4, j : j + 4].tobytes()
-        for i in range(3)
-        for j in range(3)
-    }
-    got = {transforms.random_shift(image, rng, 1).tobytes() for _ in range(300)}
-    assert got == windows
 
 
 @pytest.mark.parametrize("size", [(40, 61), (61, 40), (300, 10), (8, 8)])
@@ -72,7 +52,8 @@ def test_random_resized_crop_covers_the_stated_areas_and_ratios():
 
 def test_resize_and_center_crop_is_pillows():
     image = _image(50, 80)
-    got = transforms.resize_and_center_crop(image, 32, 28)
+    resized = transforms.resize_shorter_side(image, 32)
+    got = transforms.center_crop(resized, 28)
     # torchvision: shorter side 32, the other int(32 * 80 / 50) = 51.
     whole = Image.fromarray(image).resize((51, 32), Image.Resampling.BILINEAR)
     expected = np.asarray(whole)[2:30, 12:40]
