@@ -278,6 +278,28 @@ def test_recomputing_keeps_less_and_less(tiny_variables, images):
     assert kept["convs"] < 0.5 * kept["none"]
 
 
+@pytest.mark.slow
+def test_recomputing_saves_memory_in_the_compiled_program():
+    """On CPU too, where compilers drop the barriers of `jax.checkpoint`."""
+
+    def temporary_bytes(remat):
+        model = DenseNet(
+            (12,), growth_rate=8, stem="cifar", num_classes=2, remat=remat
+        )
+        images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        loss = loss_of(model, jnp.zeros(images.shape), fast_key(0))
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        lowered = step.lower(variables["params"], variables["batch_stats"])
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    none, convs, layer = (
+        temporary_bytes(remat) for remat in ("none", "convs", "layer")
+    )
+
+    assert layer < convs < none / 2
+
+
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_dropout_follows_every_convolution_but_the_first(remat, images):
     model = DenseNet(**TINY, remat=remat)
