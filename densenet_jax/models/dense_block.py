@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from densenet_jax.models.layers import (
     Affine,
@@ -27,6 +26,7 @@ from densenet_jax.models.layers import (
     concatenate_moments,
     convolve,
     normalisation,
+    wait_for,
 )
 
 
@@ -122,13 +122,13 @@ def _backward(settings, residuals, cotangents):
             _slice(moments, channels, None),
             _slice(moments_gradient, channels, None),
         )
-        x = _wait_for(new, features)[..., :channels]
+        x = wait_for(new, features)[..., :channels]
         x_moments = _slice(moments, 0, channels)
         bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
         layer_gradient = {}
         if second:
             if bottlenecks is not None:
-                bottleneck = _wait_for(new, bottlenecks[i])
+                bottleneck = wait_for(new, bottlenecks[i])
             _, second_vjp = jax.vjp(
                 second, _stage(layer, 2), bottleneck, bottleneck_moments[i]
             )
@@ -174,19 +174,6 @@ def _norm_relu_conv(settings, key, stage, x, moments):
         settings.dropout_rate, deterministic=False, parent=None
     )
     return dropout.apply({}, y, rng=key)
-
-
-def _wait_for(gradient, x):
-    """x, from which nothing is made again before the gradient is known."""
-
-    def barrier(gradient, x):
-        return lax.optimization_barrier((gradient, x))[1]
-
-    def add_zero(gradient, x):
-        # XLA:CPU drops barriers. This zero it cannot know.
-        return x + 0 * gradient[0, 0, 0, 0]
-
-    return lax.platform_dependent(gradient, x, cpu=add_zero, default=barrier)
 
 
 def _stage(layer, number):

@@ -141,6 +141,24 @@ def convolve_and_pool(x: jax.Array, kernel: jax.Array, size: int) -> jax.Array:
     return lax.platform_dependent(x, kernel, cpu=pool_first, default=strided)
 
 
+def wait_for(gradient: jax.Array, x: jax.Array) -> jax.Array:
+    """x, from which nothing is made before the gradient is known.
+
+    Args:
+      gradient: [batch, height, width, channels].
+      x: of any shape and of the gradient's dtype.
+    """
+
+    def barrier(gradient, x):
+        return lax.optimization_barrier((gradient, x))[1]
+
+    def add_zero(gradient, x):
+        # XLA:CPU drops barriers. This zero it cannot know.
+        return x + 0 * gradient[0, 0, 0, 0]
+
+    return lax.platform_dependent(gradient, x, cpu=add_zero, default=barrier)
+
+
 class Conv(nn.Module):
     """A convolution: parameter `kernel` [size, size, in, out].
 
