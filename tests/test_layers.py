@@ -14,8 +14,8 @@ from densenet_jax.models.layers import (
     MaxPool,
     batch_moments,
     concatenate_moments,
-    convolve,
 )
+from densenet_jax.models.platforms import convolve
 from tests import numpy_densenet as reference
 
 

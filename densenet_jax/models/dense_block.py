@@ -24,10 +24,9 @@ from densenet_jax.models.layers import (
     Moments,
     batch_moments,
     concatenate_moments,
-    convolve,
     normalisation,
-    wait_for,
 )
+from densenet_jax.models.platforms import convolve, wait_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Settings:
     """What the layers of a block share.
 
     Attributes:
-      norm_epsilon, dropout_rate, dtype: see `densenet.DenseNet`.
+      norm_epsilon, dropout_rate, dtype, platform: see `densenet.DenseNet`.
       keep_bottlenecks: keep the outputs of the 1x1 convolutions for the
         backward pass too, instead of making them again.
     """
@@ -44,6 +43,7 @@ class Settings:
     dropout_rate: float
     dtype: jnp.dtype
     keep_bottlenecks: bool
+    platform: str
 
 
 class Output(NamedTuple):
@@ -122,13 +122,13 @@ def _backward(settings, residuals, cotangents):
             _slice(moments, channels, None),
             _slice(moments_gradient, channels, None),
         )
-        x = wait_for(new, features)[..., :channels]
+        x = wait_for(new, features, settings.platform)[..., :channels]
         x_moments = _slice(moments, 0, channels)
         bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
         layer_gradient = {}
         if second:
             if bottlenecks is not None:
-                bottleneck = wait_for(new, bottlenecks[i])
+                bottleneck = wait_for(new, bottlenecks[i], settings.platform)
             _, second_vjp = jax.vjp(
                 second, _stage(layer, 2), bottleneck, bottleneck_moments[i]
             )
@@ -169,7 +169,7 @@ def _norm_relu_conv(settings, key, stage, x, moments):
         **norm, moments=moments, epsilon=settings.norm_epsilon
     )
     x = nn.relu(affine(x).astype(settings.dtype))
-    y = convolve(x, kernel, stride=1, padding=kernel.shape[0] // 2)
+    y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.platform)
     dropout = nn.Dropout(
         settings.dropout_rate, deterministic=False, parent=None
     )

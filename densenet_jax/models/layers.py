@@ -1,7 +1,7 @@
 """Convolution, normalisation and pooling: what every DenseNet is made of.
 
-All arrays are [batch, height, width, channels]. This is the one place that
-knows that platforms differ.
+All arrays are [batch, height, width, channels]. What depends on the platform
+is in `platforms`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from densenet_jax.models.platforms import average_pool, convolve, max_pool
 
 KERNEL_INITS: dict[str, Callable] = {
     # The authors' code: normal, std sqrt(2 / (height * width * out)).
@@ -69,96 +71,6 @@ def concatenate_moments(moments: Sequence[Moments]) -> Moments:
     return Moments(*(jnp.concatenate(part) for part in zip(*moments)))
 
 
-def convolve(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> jax.Array:
-    """Correlates x with kernel [height, width, in, out], as PyTorch's conv2d.
-
-    Args:
-      x: [batch, height, width, in].
-      kernel: of the same dtype as x.
-      stride: in both directions.
-      padding: zeros added on each of the four sides.
-    """
-
-    def native(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            ((padding, padding),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def product(x, kernel):
-        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-
-    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        # XLA:CPU runs a 1x1 convolution at a fifth of a product's speed; on
-        # TPU the product costs layout changes that the convolution does not.
-        return lax.platform_dependent(x, kernel, cpu=product, default=native)
-    return native(x, kernel)
-
-
-def average_pool(x: jax.Array, size: int) -> jax.Array:
-    """The mean of each size x size window of x; see `AveragePool`."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // size, width // size
-
-    def window_mean(x):
-        x = x[:, : rows * size, : columns * size]
-        windows = x.reshape(batch, rows, size, columns, size, channels)
-        return jnp.mean(windows, axis=(2, 4))
-
-    def window_sum(x):
-        window = (size, size)
-        # flax's avg_pool divides by an integer array, a silent promotion.
-        return nn.pool(x, 0.0, lax.add, window, window, "VALID") / size**2
-
-    # XLA:CPU is slow at windows; on TPU the longer shape costs a new layout.
-    return lax.platform_dependent(x, cpu=window_mean, default=window_sum)
-
-
-def convolve_and_pool(x: jax.Array, kernel: jax.Array, size: int) -> jax.Array:
-    """`average_pool(convolve(x, kernel, 1, 0), size)` in one step, and cheaper.
-
-    A mean over a window and a 1x1 convolution change places: both are linear.
-
-    Args:
-      x: [batch, height, width, in].
-      kernel: [1, 1, in, out], of the same dtype as x.
-      size: of the windows.
-    """
-
-    def pool_first(x, kernel):
-        return convolve(average_pool(x, size), kernel, stride=1, padding=0)
-
-    def strided(x, kernel):
-        window = jnp.tile(kernel / size**2, (size, size, 1, 1))
-        return convolve(x, window, stride=size, padding=0)
-
-    # One convolution takes the norm and ReLU before it into itself on TPU.
-    return lax.platform_dependent(x, kernel, cpu=pool_first, default=strided)
-
-
-def wait_for(gradient: jax.Array, x: jax.Array) -> jax.Array:
-    """x, from which nothing is made before the gradient is known.
-
-    Args:
-      gradient: [batch, height, width, channels].
-      x: of any shape and of the gradient's dtype.
-    """
-
-    def barrier(gradient, x):
-        return lax.optimization_barrier((gradient, x))[1]
-
-    def add_zero(gradient, x):
-        # XLA:CPU drops barriers. This zero it cannot know.
-        return x + 0 * gradient[0, 0, 0, 0]
-
-    return lax.platform_dependent(gradient, x, cpu=add_zero, default=barrier)
-
-
 class Conv(nn.Module):
     """A convolution: parameter `kernel` [size, size, in, out].
 
@@ -172,6 +84,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: str = "fan_out"
     dtype: jnp.dtype = jnp.float32
+    platform: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -182,6 +95,7 @@ class Conv(nn.Module):
             kernel.astype(self.dtype),
             self.stride,
             self.padding,
+            self.platform,
         )
         if self.use_bias:
             shape = (self.features,)
@@ -261,28 +175,22 @@ class BatchNorm(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """The largest of each size x size window, as PyTorch's MaxPool2d."""
+    """See `platforms.max_pool`."""
 
     size: int
     stride: int
     padding: int = 0
+    platform: str = "auto"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.max_pool(
-            x,
-            (self.size,) * 2,
-            (self.stride,) * 2,
-            ((self.padding,) * 2,) * 2,
-        )
+        return max_pool(x, self.size, self.stride, self.padding, self.platform)
 
 
 class AveragePool(nn.Module):
-    """The mean of each size x size window, as PyTorch's AvgPool2d.
-
-    Windows do not overlap; rows and columns that fill none are dropped.
-    """
+    """See `platforms.average_pool`."""
 
     size: int
+    platform: str = "auto"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return average_pool(x, self.size)
+        return average_pool(x, self.size, self.platform)

@@ -1,0 +1,351 @@
+"""Convolution and pooling in the form that suits the platform they run on.
+
+This is the one place that knows that platforms differ; `FORMS`, at the end, is
+the table of what is chosen where. All forms of an operation are the same
+function up to rounding.
+
+All arrays are [batch, height, width, channels], and the gradients that follow
+from a form are part of it. Every operation takes `platform`: 'auto' computes
+in the form of the device that it runs on, a key of `FORMS` in that one.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: int,
+    platform: str = "auto",
+) -> jax.Array:
+    """Correlates x with kernel [height, width, in, out], as PyTorch's conv2d.
+
+    Args:
+      x: [batch, height, width, in].
+      kernel: of the same dtype as x.
+      stride: in both directions.
+      padding: zeros added on each of the four sides.
+      platform: see above.
+    """
+    return _in_form(
+        "convolve", platform, x, kernel, stride=stride, padding=padding
+    )
+
+
+def average_pool(x: jax.Array, size: int, platform: str = "auto") -> jax.Array:
+    """The mean of each size x size window of x, as PyTorch's AvgPool2d.
+
+    Windows do not overlap; rows and columns that fill none are dropped.
+    """
+    return _in_form("average_pool", platform, x, size=size)
+
+
+def convolve_and_pool(
+    x: jax.Array, kernel: jax.Array, size: int, platform: str = "auto"
+) -> jax.Array:
+    """`average_pool(convolve(x, kernel, 1, 0), size)` in one step, and cheaper.
+
+    A mean over a window and a 1x1 convolution change places: both are linear.
+
+    Args:
+      x: [batch, height, width, in].
+      kernel: [1, 1, in, out], of the same dtype as x.
+      size: of the windows.
+      platform: see above.
+    """
+    return _in_form("convolve_and_pool", platform, x, kernel, size=size)
+
+
+def max_pool(
+    x: jax.Array, size: int, stride: int, padding: int, platform: str = "auto"
+) -> jax.Array:
+    """The largest of each size x size window of x, as PyTorch's MaxPool2d.
+
+    The gradient goes to the first of the largest, row by row.
+    """
+    return _in_form(
+        "max_pool", platform, x, size=size, stride=stride, padding=padding
+    )
+
+
+def wait_for(
+    gradient: jax.Array, x: jax.Array, platform: str = "auto"
+) -> jax.Array:
+    """x, from which nothing is made before the gradient is known.
+
+    Args:
+      gradient: [batch, height, width, channels].
+      x: of any shape and of the gradient's dtype.
+      platform: see above.
+    """
+    return _in_form("wait_for", platform, gradient, x)
+
+
+def _in_form(operation, platform, *arrays, **settings):
+    forms = {
+        key: functools.partial(getattr(form, operation), **settings)
+        for key, form in FORMS.items()
+    }
+    if platform == "auto":
+        return lax.platform_dependent(*arrays, **forms)
+    return forms[platform](*arrays)
+
+
+# Forms of convolution.
+
+
+def _native_convolve(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding),) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _products_convolve(x, kernel, stride, padding):
+    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        # Rows first: XLA transposes a product that sums over three axes.
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+    return _product_gradient_convolve(stride, padding, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product_gradient_convolve(stride, padding, x, kernel):
+    return _native_convolve(x, kernel, stride, padding)
+
+
+def _product_gradient_forward(stride, padding, x, kernel):
+    return _native_convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _product_gradient_backward(stride, padding, residuals, gradient):
+    x, kernel = residuals
+    _, x_vjp = jax.vjp(
+        lambda x: _native_convolve(x, kernel, stride, padding), x
+    )
+    size, _, inputs, outputs = kernel.shape
+    if stride == 1 and padding < size and outputs < inputs:
+        # A window of the gradient lies around each pixel of x, reversed.
+        product = _window_product(gradient, x, size, 1, size - 1 - padding)
+        windows = product.reshape(size, size, outputs, inputs)
+        kernel_gradient = jnp.flip(windows, (0, 1)).swapaxes(2, 3)
+    else:
+        product = _window_product(x, gradient, size, stride, padding)
+        kernel_gradient = product.reshape(kernel.shape)
+    return *x_vjp(gradient), kernel_gradient.astype(kernel.dtype)
+
+
+_product_gradient_convolve.defvjp(
+    _product_gradient_forward, _product_gradient_backward
+)
+
+# Windows are many times as large as what they are taken from: so many bytes of
+# them at a time stay in a core's cache.
+_WINDOW_BYTES = 4e6
+
+
+def _window_product(x, y, size, stride, padding):
+    """The sum over all pixels of the window of x there times y there.
+
+    Args:
+      x: [batch, height, width, in].
+      y: [batch, height of the windows, width of the windows, out].
+      size, stride, padding: of the windows.
+
+    Returns:
+      [size * size * in, out], of at least float32.
+    """
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    batch, height, width, outputs = y.shape
+
+    def product(x, y):
+        spread = ((padding, padding),) * 2
+        padded = jnp.pad(x, ((0, 0), *spread, (0, 0)))
+        windows = jnp.concatenate(
+            _window_parts(padded, size, stride, height, width), axis=-1
+        )
+        return lax.dot_general(
+            windows.reshape(-1, windows.shape[-1]),
+            y.reshape(-1, outputs),
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=dtype,
+        )
+
+    values = size * size * x.shape[-1]
+    parts = _parts(batch, height * width * values * x.dtype.itemsize)
+    if parts == 1:
+        return product(x, y)
+    # Each part has every parts-th image: a sharded batch stays where it is.
+    x, y = (v.reshape(batch // parts, parts, *v.shape[1:]) for v in (x, y))
+
+    def add(i, total):
+        return total + product(x[:, i], y[:, i])
+
+    return lax.fori_loop(0, parts, add, jnp.zeros((values, outputs), dtype))
+
+
+def _window_parts(padded, size, stride, height, width):
+    """What lies at each place of all the windows, row by row."""
+    return [
+        padded[
+            :,
+            row : row + (height - 1) * stride + 1 : stride,
+            column : column + (width - 1) * stride + 1 : stride,
+        ]
+        for row in range(size)
+        for column in range(size)
+    ]
+
+
+def _parts(batch, image_bytes):
+    """Into how many equal parts to cut a batch."""
+    return next(
+        parts
+        for parts in range(1, batch + 1)
+        if parts == batch
+        or (
+            batch % parts == 0 and batch // parts * image_bytes <= _WINDOW_BYTES
+        )
+    )
+
+
+# Forms of pooling.
+
+
+def _reshaped_average_pool(x, size):
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size]
+    windows = x.reshape(batch, rows, size, columns, size, channels)
+    return jnp.mean(windows, axis=(2, 4))
+
+
+def _native_average_pool(x, size):
+    window = (size, size)
+    # flax's avg_pool divides by an integer array, a silent promotion.
+    return nn.pool(x, 0.0, lax.add, window, window, "VALID") / size**2
+
+
+def _pool_first(x, kernel, size):
+    pooled = _reshaped_average_pool(x, size)
+    return _products_convolve(pooled, kernel, stride=1, padding=0)
+
+
+def _strided_convolve(x, kernel, size):
+    window = jnp.tile(kernel / size**2, (size, size, 1, 1))
+    return _native_convolve(x, window, stride=size, padding=0)
+
+
+def _native_max_pool(x, size, stride, padding):
+    return nn.max_pool(
+        x, (size, size), (stride, stride), ((padding, padding),) * 2
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _indexed_max_pool(x, size, stride, padding):
+    return _native_max_pool(x, size, stride, padding)
+
+
+def _indexed_max_pool_forward(x, size, stride, padding):
+    y = _native_max_pool(x, size, stride, padding)
+    spread = ((padding, padding),) * 2
+    padded = jnp.pad(x, ((0, 0), *spread, (0, 0)), constant_values=-jnp.inf)
+    # Where in its window each maximum is, from the last place to the first.
+    places = _window_parts(padded, size, stride, *y.shape[1:3])
+    index = jnp.zeros(y.shape, jnp.uint8)
+    for i in reversed(range(len(places))):
+        index = jnp.where(places[i] == y, jnp.uint8(i), index)
+    return y, (index, x.shape)
+
+
+def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
+    index, (batch, height, width, channels) = residuals
+    rows = -(-(height + 2 * padding) // stride)
+    columns = -(-(width + 2 * padding) // stride)
+
+    def arrivals(row, column):
+        """At the pixels of every stride-th row and column, from these on."""
+        total = 0
+        for i in range(row, size, stride):
+            for j in range(column, size, stride):
+                here = jnp.where(
+                    index == i * size + j, gradient, jnp.zeros_like(gradient)
+                )
+                top, left = i // stride, j // stride
+                below = rows - here.shape[1] - top
+                right = columns - here.shape[2] - left
+                total += jnp.pad(
+                    here, ((0, 0), (top, below), (left, right), (0, 0))
+                )
+        return total
+
+    padded = jnp.stack(
+        [
+            jnp.stack([arrivals(i, j) for j in range(stride)], axis=3)
+            for i in range(stride)
+        ],
+        axis=2,
+    ).reshape(batch, rows * stride, columns * stride, channels)
+    return (padded[:, padding : padding + height, padding : padding + width],)
+
+
+_indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
+
+
+# Forms of waiting.
+
+
+def _barrier(gradient, x):
+    return lax.optimization_barrier((gradient, x))[1]
+
+
+def _add_zero(gradient, x):
+    return x + 0 * gradient[0, 0, 0, 0]
+
+
+class Forms(NamedTuple):
+    """How to compute each operation."""
+
+    convolve: Callable[..., jax.Array]
+    average_pool: Callable[..., jax.Array]
+    convolve_and_pool: Callable[..., jax.Array]
+    max_pool: Callable[..., jax.Array]
+    wait_for: Callable[..., jax.Array]
+
+
+FORMS = {
+    "cpu": Forms(
+        # A 1x1 convolution is a product, the kernel's gradient of a larger one
+        # is too: XLA:CPU runs products several times faster.
+        convolve=_products_convolve,
+        # It is slow at windows, slower at their gradients.
+        average_pool=_reshaped_average_pool,
+        convolve_and_pool=_pool_first,
+        max_pool=_indexed_max_pool,
+        # It drops barriers. This zero it cannot know.
+        wait_for=_add_zero,
+    ),
+    "default": Forms(  # TPU, GPU
+        # A product costs layout changes on TPU that a convolution does not.
+        convolve=_native_convolve,
+        # As does the longer shape.
+        average_pool=_native_average_pool,
+        # One convolution takes the norm and ReLU before it into itself.
+        convolve_and_pool=_strided_convolve,
+        max_pool=_native_max_pool,
+        wait_for=_barrier,
+    ),
+}
+PLATFORMS = ("auto", *FORMS)
