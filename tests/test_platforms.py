@@ -53,7 +53,7 @@ def test_forms_of_convolution(
     monkeypatch, batch, size, stride, padding, inputs, outputs
 ):
     # Two images a part: batches of 3 pass one by one, of 4 two by two.
-    monkeypatch.setattr(platforms, "_WINDOW_BYTES", 2 * 9 * 10 * 18 * 8)
+    monkeypatch.setattr(platforms, "_WINDOW_BYTES", 2 * 9 * 10 * 6 * 8)
 
     assert_equal_forms(
         platforms.convolve,
@@ -76,8 +76,10 @@ def test_forms_of_convolution(
     ],
 )
 def test_parts_hold_so_many_bytes_where_the_batch_allows(
-    batch, image_bytes, parts
+    monkeypatch, batch, image_bytes, parts
 ):
+    monkeypatch.setattr(platforms, "_WINDOW_BYTES", 4e6)
+
     assert platforms._parts(batch, image_bytes) == parts
 
 

@@ -150,9 +150,8 @@ _product_gradient_convolve.defvjp(
     _product_gradient_forward, _product_gradient_backward
 )
 
-# Windows are many times as large as what they are taken from: so many bytes of
-# them at a time stay in a core's cache.
-_WINDOW_BYTES = 4e6
+# So many bytes of windows at a time stay in a core's cache.
+_WINDOW_BYTES = 2.5e6
 
 
 def _window_product(x, y, size, stride, padding):
@@ -170,20 +169,30 @@ def _window_product(x, y, size, stride, padding):
     batch, height, width, outputs = y.shape
 
     def product(x, y):
-        spread = ((padding, padding),) * 2
-        padded = jnp.pad(x, ((0, 0), *spread, (0, 0)))
-        windows = jnp.concatenate(
-            _window_parts(padded, size, stride, height, width), axis=-1
+        padded = jnp.pad(x, _borders(padding))
+        # As wide as a window and one pixel high; a product for each row.
+        strips = jnp.concatenate(
+            [
+                padded[:, :, _places(column, width, stride)]
+                for column in range(size)
+            ],
+            axis=-1,
         )
-        return lax.dot_general(
-            windows.reshape(-1, windows.shape[-1]),
-            y.reshape(-1, outputs),
-            (((0,), (0,)), ((), ())),
-            preferred_element_type=dtype,
+        rows = [strips[:, _places(row, height, stride)] for row in range(size)]
+        return jnp.concatenate(
+            [
+                lax.dot_general(
+                    row.reshape(-1, row.shape[-1]),
+                    y.reshape(-1, outputs),
+                    (((0,), (0,)), ((), ())),
+                    preferred_element_type=dtype,
+                )
+                for row in rows
+            ]
         )
 
-    values = size * size * x.shape[-1]
-    parts = _parts(batch, height * width * values * x.dtype.itemsize)
+    strip = size * x.shape[-1]
+    parts = _parts(batch, height * width * strip * x.dtype.itemsize)
     if parts == 1:
         return product(x, y)
     # Each part has every parts-th image: a sharded batch stays where it is.
@@ -192,20 +201,19 @@ def _window_product(x, y, size, stride, padding):
     def add(i, total):
         return total + product(x[:, i], y[:, i])
 
-    return lax.fori_loop(0, parts, add, jnp.zeros((values, outputs), dtype))
+    return lax.fori_loop(
+        0, parts, add, jnp.zeros((size * strip, outputs), dtype)
+    )
 
 
-def _window_parts(padded, size, stride, height, width):
-    """What lies at each place of all the windows, row by row."""
-    return [
-        padded[
-            :,
-            row : row + (height - 1) * stride + 1 : stride,
-            column : column + (width - 1) * stride + 1 : stride,
-        ]
-        for row in range(size)
-        for column in range(size)
-    ]
+def _places(first, number, stride):
+    """Every stride-th place from the first on."""
+    return slice(first, first + (number - 1) * stride + 1, stride)
+
+
+def _borders(padding):
+    """To pad height and width with."""
+    return ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
 
 def _parts(batch, image_bytes):
@@ -260,13 +268,16 @@ def _indexed_max_pool(x, size, stride, padding):
 
 def _indexed_max_pool_forward(x, size, stride, padding):
     y = _native_max_pool(x, size, stride, padding)
-    spread = ((padding, padding),) * 2
-    padded = jnp.pad(x, ((0, 0), *spread, (0, 0)), constant_values=-jnp.inf)
-    # Where in its window each maximum is, from the last place to the first.
-    places = _window_parts(padded, size, stride, *y.shape[1:3])
+    padded = jnp.pad(x, _borders(padding), constant_values=-jnp.inf)
+    _, height, width, _ = y.shape
+    # Where in its window the maximum is; of several the first.
     index = jnp.zeros(y.shape, jnp.uint8)
-    for i in reversed(range(len(places))):
-        index = jnp.where(places[i] == y, jnp.uint8(i), index)
+    for place in reversed(range(size * size)):
+        row, column = divmod(place, size)
+        found = padded[
+            :, _places(row, height, stride), _places(column, width, stride)
+        ]
+        index = jnp.where(found == y, jnp.uint8(place), index)
     return y, (index, x.shape)
 
 
