@@ -107,10 +107,6 @@ def test_forms_of_average_pooling(shape):
     )
 
 
-def test_forms_of_waiting():
-    assert_equal_forms(platforms.wait_for, normal(2, 3, 3, 4), normal(5))
-
-
 def test_the_gradient_of_a_kernel_in_bfloat16_sums_in_float32():
     x = jnp.ones((2, 32, 32, 1), jnp.bfloat16)
     kernel = jnp.ones((3, 3, 1, 4), jnp.bfloat16)

@@ -22,11 +22,16 @@ import jax.numpy as jnp
 from densenet_jax.models.layers import (
     Affine,
     Moments,
+    at_least_float32,
     batch_moments,
     concatenate_moments,
     normalisation,
 )
-from densenet_jax.models.platforms import convolve, wait_for
+from densenet_jax.models.platforms import convolve
+
+# So many readers' gradients are held at a time: more of them take memory, in
+# proportion to the block's output, fewer take time.
+_MOST_READERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,26 +114,28 @@ def _backward(settings, residuals, cotangents):
     (features, moments, bottleneck_moments), layers, keys, bottlenecks = (
         residuals
     )
-    # Of the features and moments that layers before the current one made.
-    gradient, moments_gradient = cotangents.features, cotangents.moments
+    # What the readers of the features pass back to them. It is added up where
+    # it is needed, all readers at once, and else when there are many.
+    passed_back, moments_gradient = [cotangents.features], cotangents.moments
     gradients = []
     for i in reversed(range(len(layers))):
         layer = layers[i]
         first, second = _functions(settings, layer, keys[i])
         channels = layer["norm1"]["scale"].size
+        own = slice(channels, channels + _growth_rate(layer))
         new = _through_moments(
-            gradient[..., channels:],
-            features[..., channels : channels + _growth_rate(layer)],
+            _total(passed_back, own),
+            features[..., own],
             _slice(moments, channels, None),
             _slice(moments_gradient, channels, None),
         )
-        x = wait_for(new, features, settings.platform)[..., :channels]
+        x = _wait_for(new, features)[..., :channels]
         x_moments = _slice(moments, 0, channels)
         bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
         layer_gradient = {}
         if second:
             if bottlenecks is not None:
-                bottleneck = wait_for(new, bottlenecks[i], settings.platform)
+                bottleneck = _wait_for(new, bottlenecks[i])
             _, second_vjp = jax.vjp(
                 second, _stage(layer, 2), bottleneck, bottleneck_moments[i]
             )
@@ -139,14 +146,18 @@ def _backward(settings, residuals, cotangents):
             )
         stage, x_gradient, x_moments_gradient = first_vjp(new)
         gradients.append(layer_gradient | stage)
-        # All the readers of a feature map add up here, one by one.
-        gradient = gradient[..., :channels] + x_gradient
+        passed_back.append(x_gradient)
+        if len(passed_back) > _MOST_READERS:
+            total = _total(passed_back, slice(channels))
+            passed_back = [total.astype(features.dtype)]
         moments_gradient = jax.tree.map(
             jnp.add, _slice(moments_gradient, 0, channels), x_moments_gradient
         )
         moments = x_moments
-    x = features[..., : gradient.shape[-1]]
-    x_gradient = _through_moments(gradient, x, moments, moments_gradient)
+    own = slice(moments.mean.size)
+    x_gradient = _through_moments(
+        _total(passed_back, own), features[..., own], moments, moments_gradient
+    )
     return x_gradient, gradients[::-1], None
 
 
@@ -188,10 +199,23 @@ def _slice(moments, start, stop):
     return Moments(*(m[start:stop] for m in moments))
 
 
+def _wait_for(gradient, x):
+    """x, from which XLA makes nothing before the gradient is known.
+
+    It cannot know this zero. XLA:CPU drops a barrier, and for TPUs it copies
+    what waits behind one into another layout.
+    """
+    return x + 0 * gradient[0, 0, 0, 0]
+
+
+def _total(gradients, channels):
+    return sum(at_least_float32(g[..., channels]) for g in gradients)
+
+
 def _through_moments(gradient, x, moments, moments_gradient):
     """Adds to the gradient of x what reaches x by way of its moments."""
     count = x.size // x.shape[-1]
     factor = moments_gradient.variance * (2 / count)
     offset = moments_gradient.mean / count - factor * moments.mean
     more = Affine(factor, offset)(x)
-    return (gradient.astype(more.dtype) + more).astype(gradient.dtype)
+    return (gradient.astype(more.dtype) + more).astype(x.dtype)

@@ -76,19 +76,6 @@ def max_pool(
     )
 
 
-def wait_for(
-    gradient: jax.Array, x: jax.Array, platform: str = "auto"
-) -> jax.Array:
-    """x, from which nothing is made before the gradient is known.
-
-    Args:
-      gradient: [batch, height, width, channels].
-      x: of any shape and of the gradient's dtype.
-      platform: see above.
-    """
-    return _in_form("wait_for", platform, gradient, x)
-
-
 def _in_form(operation, platform, *arrays, **settings):
     forms = {
         key: functools.partial(getattr(form, operation), **settings)
@@ -315,17 +302,6 @@ def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
 _indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
 
 
-# Forms of waiting.
-
-
-def _barrier(gradient, x):
-    return lax.optimization_barrier((gradient, x))[1]
-
-
-def _add_zero(gradient, x):
-    return x + 0 * gradient[0, 0, 0, 0]
-
-
 class Forms(NamedTuple):
     """How to compute each operation."""
 
@@ -333,7 +309,6 @@ class Forms(NamedTuple):
     average_pool: Callable[..., jax.Array]
     convolve_and_pool: Callable[..., jax.Array]
     max_pool: Callable[..., jax.Array]
-    wait_for: Callable[..., jax.Array]
 
 
 FORMS = {
@@ -345,8 +320,6 @@ FORMS = {
         average_pool=_reshaped_average_pool,
         convolve_and_pool=_pool_first,
         max_pool=_indexed_max_pool,
-        # It drops barriers. This zero it cannot know.
-        wait_for=_add_zero,
     ),
     "default": Forms(  # TPU, GPU
         # A product costs layout changes on TPU that a convolution does not.
@@ -356,7 +329,6 @@ FORMS = {
         # One convolution takes the norm and ReLU before it into itself.
         convolve_and_pool=_strided_convolve,
         max_pool=_native_max_pool,
-        wait_for=_barrier,
     ),
 }
 PLATFORMS = ("auto", *FORMS)
