@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from densenet_jax import create_model
-from densenet_jax.models import densenet
+from densenet_jax.models import dense_block, densenet
 from densenet_jax.models.densenet import (
     REMAT_POLICIES,
     STEMS,
@@ -244,8 +244,13 @@ def kept(tiny_variables, images):
 
 
 @pytest.mark.parametrize("remat", [p for p in REMAT_POLICIES if p != "none"])
-def test_recomputing_changes_no_result(remat, tiny_variables, images, kept):
+@pytest.mark.parametrize("most_readers", [1, 4])
+def test_recomputing_changes_no_result(
+    monkeypatch, remat, most_readers, tiny_variables, images, kept
+):
     """Loss, logits, batch_stats (updated once) and gradients, with dropout."""
+    monkeypatch.setattr(dense_block, "_MOST_READERS", most_readers)
+
     found = step_results(remat, tiny_variables, images)
 
     assert jax.tree.structure(found) == jax.tree.structure(kept)
