@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import arguments, contenders, memory, step
 from benchmarks.plain import plain_port
@@ -224,3 +225,24 @@ def test_errors(capsys, main, flags, message):
 def test_scripts_run_from_anywhere(tmp_path, script):
     command = [sys.executable, str(ROOT / f"benchmarks/{script}.py"), "-h"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+
+
+def _measure_input(directory):
+    command = [sys.executable, "-m", "benchmarks.input", str(directory)]
+    command += ["--rounds=1", "--batches=1"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_input_is_measured(tmp_path):
+    for i in range(50):
+        image = Image.new("RGB", (60 + i, 40), (5 * i, 0, 0))
+        image.save(tmp_path / f"{i}.jpg")
+    found = _measure_input(tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr
+    result = json.loads(found.stdout.splitlines()[-1])
+    assert result["images_per_second"]["ours"] > 0
+    assert "grain" in result["versions"]
+
+    (tmp_path / "0.jpg").unlink()
+    assert "fewer than 50 JPEGs" in _measure_input(tmp_path).stderr

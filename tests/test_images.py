@@ -86,7 +86,7 @@ def test_a_huge_declared_size_is_not_allocated():
 
 @pytest.mark.parametrize("size", [16, 40, 200])
 def test_crops_of_files_are_near_pillows(size):
-    """Areas averaged against Pillow's antialiased bilinear."""
+    """Against Pillow's antialiased bilinear."""
     image = Image.fromarray(_pixels(240, 300))
     file, box = _file(image, "JPEG", quality=95), (32, 24, 232, 200)
     decoded = Image.open(io.BytesIO(file.data))

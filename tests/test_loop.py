@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -48,6 +49,20 @@ def _records(workdir):
         }
         for r in records
     ]
+
+
+def _waits(config, workdir):
+    """data_wait, and the seconds it is a share of, where training logged."""
+    train = [
+        r
+        for r in read_metrics(workdir / "metrics.jsonl")
+        if r["split"] == "train"
+    ]
+    images = np.diff([0, *(r["step"] for r in train)]) * config.batch_size
+    return (
+        np.array([r["data_wait"] for r in train]),
+        images / [r["images_per_second"] for r in train],
+    )
 
 
 def _final_state(config, workdir):
@@ -122,11 +137,32 @@ class _Interrupted:
         self._batches.close()
 
 
-def test_a_continued_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
-    config = _config(
-        **{"ema_decay": 0.9, "model.dropout_rate": 0.2, "accumulate": 2}
-    )
-    loop.train_and_evaluate(config, tmp_path / "whole")
+# What else a checkpoint has to hold; images are flipped by the workers.
+_MORE_STATE = {
+    "ema_decay": 0.9,
+    "model.dropout_rate": 0.2,
+    "accumulate": 2,
+    "preprocessing.flip": True,
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The workdir of a run."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    loop.train_and_evaluate(_config(**_MORE_STATE), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "num_workers", [0, pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_a_continued_run_is_the_uninterrupted_one(
+    uninterrupted, tmp_path, monkeypatch, num_workers
+):
+    """Stopped in the middle of an epoch; all of the state, to the bit."""
+    config = _config(**_MORE_STATE)
+    config.dataset.num_workers = num_workers
     train_batches = loop.pipeline.train_batches
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -135,16 +171,55 @@ def test_a_continued_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
             lambda *args, **kw: _Interrupted(train_batches(*args, **kw), 5),
         )
         with pytest.raises(KeyboardInterrupt):
-            loop.train_and_evaluate(config, tmp_path / "parts")
-    assert _records(tmp_path / "parts")[-1]["step"] == 4
-    loop.train_and_evaluate(config, tmp_path / "parts")
+            loop.train_and_evaluate(config, tmp_path)
+    assert _records(tmp_path)[-1]["step"] == 4
+    loop.train_and_evaluate(config, tmp_path)
 
-    assert _records(tmp_path / "parts") == _records(tmp_path / "whole")
+    assert _records(tmp_path) == _records(uninterrupted)
     whole, parts = (
-        _final_state(config, tmp_path / name) for name in ("whole", "parts")
+        _final_state(config, path) for path in (uninterrupted, tmp_path)
     )
     assert whole.step == 6
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+class _Slow:
+    """Batches of which each takes some time."""
+
+    SECONDS = 0.3
+    bad_records = 0
+
+    def __init__(self, batches):
+        self._batches = batches
+
+    def __next__(self):
+        time.sleep(self.SECONDS)
+        return next(self._batches)
+
+    def close(self):
+        self._batches.close()
+
+
+def test_waiting_for_data_is_a_share_of_the_time(tmp_path, monkeypatch):
+    train_batches = loop.pipeline.train_batches
+    monkeypatch.setattr(
+        loop.pipeline,
+        "train_batches",
+        lambda *args, **kw: _Slow(train_batches(*args, **kw)),
+    )
+    config = _config()
+    loop.train_and_evaluate(config, tmp_path)
+    waits, seconds = _waits(config, tmp_path)
+    assert (waits >= 0).all()
+    assert (waits <= 1).all()
+    assert (waits * seconds).sum() >= 6 * _Slow.SECONDS
+
+
+def test_data_at_hand_are_not_waited_for(finished):
+    config, workdir, _ = finished
+    waits, _ = _waits(config, workdir)
+    assert (waits >= 0).all()
+    assert waits.min() < 0.5
 
 
 def test_preemption_saves_and_stops(tmp_path, monkeypatch):

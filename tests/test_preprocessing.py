@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from densenet_jax.data.images import ImageFile
 from densenet_jax.data.preprocessing import Preprocessing
+from tests import make_golden_images
 
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
 
@@ -41,6 +45,39 @@ def test_evaluation_is_torchvisions():
     got = Preprocessing(**PLAIN, image_size=24, resize_size=28).evaluate(image)
     resized = Image.fromarray(image).resize((42, 28), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(got, np.asarray(resized)[2:26, 9:33])
+
+
+GOLDEN = Path(__file__).parent / "data" / "torchvision_images.npz"
+
+
+def _assert_torchvisions(data, by_pillow, by_tensors):
+    got = Preprocessing(
+        **PLAIN,
+        image_size=make_golden_images.SIZE,
+        resize_size=make_golden_images.SHORTER,
+    ).evaluate(ImageFile(data, 3, "some.jpg"))
+    np.testing.assert_array_equal(got, by_pillow)
+    # Tensors are rounded once, Pillow's after each of two directions.
+    difference = got.astype(int) - by_tensors
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("name", make_golden_images.SHAPES)
+def test_images_of_the_golden_file(name):
+    """Made by torchvision; see make_golden_images.py."""
+    golden = np.load(GOLDEN)
+    _assert_torchvisions(
+        golden[f"jpeg/{name}"].tobytes(),
+        golden[f"pillow/{name}"],
+        golden[f"tensor/{name}"],
+    )
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (512, 97), (41, 40), (20, 31)])
+def test_jpegs_are_evaluated_as_by_torchvision(shape):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    data = make_golden_images.jpeg(*shape)
+    _assert_torchvisions(data, *make_golden_images.crops(data))
 
 
 def test_ten_crop():

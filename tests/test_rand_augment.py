@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from densenet_jax.data import rand_augment
+from tests import make_golden_images
+
+GOLDEN = Path(__file__).parent / "data" / "torchvision_images.npz"
 
 
 def _image(channels=3):
@@ -10,29 +15,39 @@ def _image(channels=3):
     return rng.integers(0, 256, (37, 50, channels), np.uint8)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("name", rand_augment.OPERATIONS)
-def test_operations_are_torchvisions(name, sign):
-    pytest.importorskip("torchvision", reason="needs torchvision")
-    from torchvision.transforms import InterpolationMode, RandAugment
-    from torchvision.transforms.autoaugment import _apply_op
-
-    if sign < 0 and name in rand_augment.UNSIGNED:
-        pytest.skip("has no direction")
-    image = Image.fromarray(_image())
-    space = RandAugment()._augmentation_space(31, (37, 50))
-    assert space.keys() == rand_augment.OPERATIONS.keys()
-    assert space[name][1] == (name in rand_augment.SIGNED)
-    for magnitude in (0, 9, 30):
-        values = space[name][0]
-        value = sign * float(values[magnitude] if values.ndim else values)
-        expected = _apply_op(
-            image, name, value, InterpolationMode.NEAREST, None
+def _assert_same(image, expected):
+    """`expected` is of each 'NAME/LEVEL'."""
+    names = {name.split("/")[0] for name in expected}
+    assert names == set(rand_augment.OPERATIONS)
+    for key, theirs in expected.items():
+        name, level = key.split("/")
+        got = rand_augment.OPERATIONS[name](
+            Image.fromarray(image), int(level) / 30
         )
-        got = rand_augment.OPERATIONS[name](image, sign * magnitude / 30)
-        difference = np.asarray(got).astype(int) - np.asarray(expected)
         # Matrices in other orders of rounding pick other neighbours rarely.
-        assert np.mean(difference != 0) < 0.01
+        assert np.mean(np.asarray(got) != theirs) < 0.01, key
+
+
+def test_operations_are_those_of_the_golden_file():
+    """Made by torchvision; see make_golden_images.py."""
+    golden = np.load(GOLDEN)
+    prefix = "randaugment/"
+    expected = {
+        name.removeprefix(prefix): golden[name]
+        for name in golden
+        if name.startswith(prefix)
+    }
+    assert len(expected) == 2 * len(rand_augment.SIGNED) + len(
+        rand_augment.UNSIGNED
+    )
+    _assert_same(golden["image"], expected)
+
+
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
+def test_operations_are_torchvisions(magnitude):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    image = _image()
+    _assert_same(image, make_golden_images.operations(image, magnitude))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

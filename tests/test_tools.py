@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -315,6 +316,47 @@ def test_evaluate(run, tmp_path):
     )
 
 
+def test_evaluate_averages_the_logits_of_ten_crops(run, tmp_path):
+    """Against Pillow, and the net on one crop after the other."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"test/{i % 3}/{i}.png" for i in range(9)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
+        Image.fromarray(pixels).resize((60, 45)).save(path)
+    model, variables = load_pretrained(GOLDEN / "monai.pth")
+    apply = jax.jit(model.apply)
+    losses = []
+    for path in paths:
+        resized = Image.open(path).resize((53, 40), Image.Resampling.BILINEAR)
+        pixels = (np.asarray(resized, np.float32) / 255 - 0.4) / 0.3
+        places = [(0, 0), (0, 21), (8, 0), (8, 21), (4, 10)]
+        crops = [pixels[y : y + 32, x : x + 32] for y, x in places]
+        crops += [crop[:, ::-1] for crop in crops]
+        logits = np.mean(
+            [apply(variables, crop[None])[0] for crop in crops], axis=0
+        )
+        label = int(path.parent.name)
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+
+    def loss(*flags):
+        output = run(
+            "evaluate",
+            f"--weights={GOLDEN / 'monai.pth'}",
+            "--dataset=folder",
+            f"--data_dir={tmp_path}",
+            "--batch_size=8",
+            "--mean=0.4",
+            "--std=0.3",
+            "--image_size=32",
+            "--resize_size=40",
+            *flags,
+        )
+        return output.split("loss ")[1].split()[0]
+
+    assert loss("--ten_crop") == f"{np.mean(losses):.4f}" != loss()
+
+
 def test_evaluate_refuses(fails, tmp_path, monkeypatch):
     write_tiny_tfds(tmp_path)
     units = "--mean=0.5", "--std=0.5"
@@ -335,3 +377,103 @@ def test_evaluate_refuses(fails, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "open_source", lambda *_: photos)
     message = fails("evaluate", weights, "--dataset=photos", *units)
     assert "differ in size: give --image_size" in message
+
+
+# preview
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """The titles of all axes drawn."""
+    drawn = []
+    set_title = Axes.set_title
+
+    def record(axes, label, **kwargs):
+        drawn.append(label)
+        return set_title(axes, label, **kwargs)
+
+    monkeypatch.setattr(Axes, "set_title", record)
+    return drawn
+
+
+@pytest.fixture
+def two_colours(tmp_path):
+    """Arguments for a folder of red and blue images, 32x32 at the net."""
+    for split, name, colour in (
+        ("train", "red", (200, 0, 0)),
+        ("train", "blue_" + 30 * "x", (0, 0, 200)),
+        ("test", "red", (200, 0, 0)),
+        ("test", "blue_" + 30 * "x", (0, 0, 200)),
+    ):
+        path = tmp_path / "images" / split / name / "1.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (50, 40), colour).save(path)
+    return (
+        "--config=configs/densenet121.py",
+        "--config.dataset.name=folder",
+        f"--config.dataset.data_dir={tmp_path / 'images'}",
+        "--config.dataset.test_split=test",
+        "--config.batch_size=2",
+        "--config.preprocessing.image_size=32",
+        "--config.preprocessing.resize_size=32",
+        "--config.preprocessing.color_jitter=0.0",
+        "--config.preprocessing.lighting=0.0",
+    )
+
+
+def _share_of(pixels, colour):
+    return (pixels == colour).all(axis=-1).mean()
+
+
+def test_preview_draws_test_images_under_their_labels(
+    run, tmp_path, two_colours, titles
+):
+    path = tmp_path / "preview.png"
+    assert f"Wrote {path}" in run(
+        "preview", *two_colours, f"--output={path}", "--split=test"
+    )
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    assert titles == ["blue_" + 18 * "x" + "\N{HORIZONTAL ELLIPSIS}", "red"]
+    # The first two of eight columns.
+    first, second = np.split(pixels, [pixels.shape[1] // 8], axis=1)
+    assert _share_of(first, (0, 0, 200)) > 0.4
+    assert _share_of(second, (200, 0, 0)) > 0.4 / 7
+    assert _share_of(second, (0, 0, 200)) == 0
+
+
+def test_preview_draws_what_is_mixed_and_erased(
+    run, tmp_path, two_colours, titles
+):
+    path = tmp_path / "preview.png"
+    run(
+        "preview",
+        *two_colours,
+        f"--output={path}",
+        "--config.preprocessing.cutmix=1.0",
+        "--config.preprocessing.random_erasing=1.0",
+    )
+    names = {title.split()[0] for title in titles}
+    assert names == {"blue_" + 18 * "x" + "\N{HORIZONTAL ELLIPSIS}", "red"}
+    for title in titles:
+        first, second = (line.split()[1] for line in title.splitlines())
+        assert int(first[:-1]) + int(second[:-1]) == 100
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    # Red and blue in both, and the mean of ImageNet where zeros are.
+    one, two = np.split(pixels[:, : pixels.shape[1] // 4], 2, axis=1)
+    for image in (one, two):
+        for colour in ((200, 0, 0), (0, 0, 200), (124, 116, 104)):
+            assert _share_of(image, colour) > 0.002
+
+
+def test_preview_refuses(fails, tmp_path, two_colours):
+    assert "--count is 0" in fails("preview", *two_colours, "--count=0")
+    message = fails("preview", *two_colours, f"--output={tmp_path}/no/a.png")
+    assert "No such file" in message
+    message = fails("preview", *two_colours, "--config.preprocessing.std=(0,)")
+    assert "must be positive" in message
+    message = fails("preview", *two_colours, "--config.preprocesing.std=(1,)")
+    assert 'Did you mean "preprocessing"' in message
+    message = fails("preview", *two_colours, "--config.preprocessing.stdd=(1,)")
+    assert 'Did you mean "std"' in message

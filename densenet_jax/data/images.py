@@ -111,9 +111,10 @@ def crop_and_resize(
 ) -> np.ndarray:
     """A part of the image as a square, quickly.
 
-    Shrinks by averaging areas, enlarges linearly. A JPEG is decoded at the
-    lowest of its resolutions (a half, a quarter, an eighth) that gives every
-    output pixel one of its own; the box is rounded to that resolution.
+    Bilinear without antialiasing; where that would skip pixels, at less than
+    half the size, areas are averaged. A JPEG is decoded at the lowest of its
+    resolutions (a half, a quarter, an eighth) that gives every output pixel
+    one of its own; the box is rounded to that resolution.
 
     Args:
       image: of [height, width, channels].
@@ -125,8 +126,9 @@ def crop_and_resize(
     """
     left, top, right, bottom = box
     if isinstance(image, ImageFile):
-        spare = min(right - left, bottom - top) // size
-        pixels = image.decode(reduction=max(1, spare))
+        spare = max(1, min(right - left, bottom - top) // size)
+        # Of the resolutions between these some are slower than the whole.
+        pixels = image.decode(reduction=2 ** (spare.bit_length() - 1))
         height, width, _ = image.shape
         across, down = pixels.shape[1] / width, pixels.shape[0] / height
         left, right = round(left * across), round(right * across)
@@ -134,8 +136,8 @@ def crop_and_resize(
     else:
         pixels = image
     crop = pixels[top:bottom, left:right]
-    shrinks = min(crop.shape[:2]) >= size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    skips = max(crop.shape[:2]) > 2 * size
+    method = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
     resized = cv2.resize(crop, (size, size), interpolation=method)
     return resized.reshape(size, size, -1)
 

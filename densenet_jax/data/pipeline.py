@@ -179,7 +179,7 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> Batches:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     # Each thread makes a batch; more would fill the memory with them.
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, _cores())
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=2 * threads
     )
@@ -189,3 +189,10 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> Batches:
             grain.MultiprocessingOptions(num_workers=num_workers)
         )
     return Batches(iter(dataset))
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -5,6 +5,7 @@ Images are uint8 [height, width, channels], or files of such.
 
 import math
 
+import cv2
 import numpy as np
 
 from densenet_jax.data import images
@@ -13,7 +14,10 @@ from densenet_jax.data.images import ImageFile
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors left and right with probability one half."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    if rng.random() < 0.5:
+        # A copy: reading an array backwards is slower by far.
+        image = cv2.flip(image, 1).reshape(image.shape)
+    return image
 
 
 def random_resized_crop(

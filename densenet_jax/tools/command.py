@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import logging
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from densenet_jax.data.preprocessing import Preprocessing
 
@@ -36,6 +37,47 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a recipe; --config.KEY=VALUE changes it",
+    )
+
+
+def split_overrides(argv: list[str] | None) -> tuple[list[str], list[str]]:
+    """--config.KEY=VALUE and the other words of the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    overrides = [word for word in argv if word.startswith("--config.")]
+    return overrides, [word for word in argv if word not in overrides]
+
+
+def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """The config that train.py makes of the same words.
+
+    Raises:
+      ValueError: no such file or key, or a value of another type.
+    """
+    words = ["train.py", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=words
+    )
+    try:
+        values(words)
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+    except (AttributeError, KeyError) as error:
+        # An unknown key, or one of its parts; others are mistakes in the file.
+        cause = error if isinstance(error, KeyError) else error.args[0]
+        if not isinstance(cause, KeyError):
+            raise
+        raise ValueError(f"{path} has no key {cause.args[0]}") from None
+    return config.value
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

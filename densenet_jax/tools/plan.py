@@ -25,9 +25,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-from absl import flags
 from jax.experimental import topologies
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from densenet_jax.analysis import chips, plans
 from densenet_jax.analysis.compiled import read_program
@@ -50,7 +49,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     policies = arguments.policies.split(",")
     for policy in policies:
         check_choice("remat policy", policy, REMAT_POLICIES)
-    config = _read_config(arguments.config, overrides)
+    config = command.read_config(arguments.config, overrides)
     if arguments.batch_size is not None:
         config.batch_size = arguments.batch_size
     target = _find_target(arguments.topology)
@@ -110,26 +109,6 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         "versions": _versions(("jax", "jaxlib", "flax", "libtpu")),
     }
     print(f"\n{json.dumps(result)}")
-
-
-def _read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """The config that train.py makes of the same words."""
-    words = ["plan", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=words
-    )
-    try:
-        values(words)
-    except flags.Error as error:
-        raise ValueError(str(error)) from None
-    except AttributeError as error:
-        # An unknown key; others are mistakes in the file itself.
-        (cause,) = error.args
-        if not isinstance(cause, KeyError):
-            raise
-        raise ValueError(f"{path} has no key {cause.args[0]}") from None
-    return config.value
 
 
 def _find_target(topology: str | None) -> Target:
@@ -288,12 +267,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str | None]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("plan", __doc__)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a recipe; --config.KEY=VALUE changes it",
-    )
+    command.add_config(parser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--topology",
@@ -315,9 +289,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="find the largest batch that fits, for each policy",
     )
-    argv = sys.argv[1:] if argv is None else argv
-    overrides = [word for word in argv if word.startswith("--config.")]
-    words = [word for word in argv if word not in overrides]
+    overrides, words = command.split_overrides(argv)
     return command.run(
         parser, functools.partial(plan, overrides=overrides), words
     )

@@ -7,21 +7,24 @@ Labels stand above the images; of mixed images both, with their shares. With
 --split=test the images are those of the evaluation.
 """
 
+import argparse
 import contextlib
+import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from absl import flags, logging
-from ml_collections import config_flags
 
 from densenet_jax.data import pipeline
 from densenet_jax.files import replacing
+from densenet_jax.tools import command
 from densenet_jax.training import experiment, steps
 
 _COLUMNS = 8
+_LONGEST_NAME = 24  # characters; more would run into the next label
 
 
 def _batch(config, is_test, count):
@@ -33,7 +36,7 @@ def _batch(config, is_test, count):
         batches = pipeline.eval_batches(
             source.examples,
             preprocessing.evaluate,
-            batch_size=count,
+            batch_size=min(count, len(source.examples)),
             on_error=config.dataset.on_error,
         )
     else:
@@ -58,8 +61,14 @@ def _batch(config, is_test, count):
     )
     pixels = images * preprocessing.std + preprocessing.mean
     batch["image"] = np.round(pixels).clip(0, 255).astype(np.uint8)
-    names = source.class_names or [str(i) for i in range(source.num_classes)]
-    return batch, names
+    names = source.class_names or map(str, range(source.num_classes))
+    return batch, [_shorten(name) for name in names]
+
+
+def _shorten(name):
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return name[: _LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _title(batch, names, index):
@@ -70,10 +79,13 @@ def _title(batch, names, index):
     return f"{title} {share:.0%}\n{other} {1 - share:.0%}"
 
 
-def draw(config, is_test: bool, count: int, output: Path) -> None:
-    """Writes the first `count` images of the first batch to a PNG."""
-    batch, names = _batch(config, is_test, count)
-    count = min(count, len(batch["image"]))
+def draw(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Writes the first images of the first batch to a PNG."""
+    if arguments.count < 1:
+        raise ValueError(f"--count is {arguments.count}: must be positive.")
+    config = command.read_config(arguments.config, overrides)
+    batch, names = _batch(config, arguments.split == "test", arguments.count)
+    count = min(arguments.count, len(batch["image"]))
     rows = -(-count // _COLUMNS)
     figure, axes = plt.subplots(
         rows,
@@ -87,42 +99,32 @@ def draw(config, is_test: bool, count: int, output: Path) -> None:
     for index, axis in zip(range(count), axes.flat):
         axis.imshow(batch["image"][index], cmap="gray", vmin=0, vmax=255)
         axis.set_title(_title(batch, names, index), fontsize=8)
-    with replacing(output) as temporary:
-        figure.savefig(temporary, dpi=120)
+    with replacing(arguments.output) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
-    print(f"Wrote {output}")
+    print(f"Wrote {arguments.output}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
-    logging.set_verbosity(logging.ERROR)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "The recipe.", lock_config=True, flag_values=values
+    parser = command.parser("preview", __doc__)
+    command.add_config(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("preview.png"),
+        help="the PNG to write (preview.png)",
     )
-    flags.DEFINE_string(
-        "output", "preview.png", "The PNG to write.", flag_values=values
+    parser.add_argument(
+        "--split", choices=["train", "test"], default="train", help="(train)"
     )
-    flags.DEFINE_enum(
-        "split", "train", ["train", "test"], "Which.", flag_values=values
+    parser.add_argument(
+        "--count", type=int, default=32, help="how many images (32)"
     )
-    flags.DEFINE_integer("count", 32, "How many images.", 1, flag_values=values)
-    name = "python -m densenet_jax.tools.preview"
-    try:
-        rest = values([name, *(sys.argv[1:] if argv is None else argv)])[1:]
-        if rest or values.config is None:
-            print(f"{__doc__}\n{values.main_module_help()}", file=sys.stderr)
-            return 2
-        draw(
-            values.config,
-            values.split == "test",
-            values.count,
-            Path(values.output),
-        )
-    except (flags.Error, AttributeError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    overrides, words = command.split_overrides(argv)
+    return command.run(
+        parser, functools.partial(draw, overrides=overrides), words
+    )
 
 
 if __name__ == "__main__":
