@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import torchvision
 
-from benchmarks import programs, report
+from benchmarks import programs
 from densenet_jax.checkpoints.torch_weights import to_torch
+from densenet_jax.data.pipeline import usable_cores
 from densenet_jax.models.densenet import DenseNet
 
 
@@ -33,7 +34,7 @@ def step_function(
     Returns:
       A function of nothing, to the mean loss if train, else to the logits.
     """
-    torch.set_num_threads(report.cores())
+    torch.set_num_threads(usable_cores())
     memory_format = (
         torch.channels_last if channels_last else torch.contiguous_format
     )

@@ -187,6 +187,7 @@ def main():
                 )
             )
             processes[-1].start()
+            other.close()  # Else a loader that dies would be waited for.
     rates = {name: [] for name in pipes}
     for turn in range(arguments.rounds + 1):
         for name, pipe in pipes.items():

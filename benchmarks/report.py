@@ -1,13 +1,14 @@
 """What the benchmarks print."""
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from densenet_jax.data.pipeline import usable_cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision")
 
@@ -20,7 +21,7 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    machine = {"cpu": _cpu(), "cores": cores()}
+    machine = {"cpu": _cpu(), "cores": usable_cores()}
     device = jax.devices()[0]
     return {
         "versions": versions,
@@ -37,13 +38,6 @@ def describe(environment: Mapping[str, Any]) -> str:
     )
     device, machine = environment["device"], environment["machine"]
     return f"{device}, {machine['cpu']}, {machine['cores']} cores; {versions}"
-
-
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
             norm_momentum=placeholder(float),
             dtype="float32",  # or bfloat16
             remat=placeholder(str),
-            platform=placeholder(str),
+            form=placeholder(str),
         )
     )
     config.dataset = ConfigDict(

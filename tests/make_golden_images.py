@@ -22,6 +22,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+PATH = pathlib.Path(__file__).parent / "data/torchvision_images.npz"
 SHORTER, SIZE = 40, 32
 SHAPES = {"wide": (90, 133), "tall": (151, 61), "small": (25, 33)}
 MAGNITUDE = 9
@@ -85,9 +86,8 @@ def main() -> None:
     golden["image"] = pixels(16, 21)
     for name, result in operations(golden["image"], MAGNITUDE).items():
         golden[f"randaugment/{name}"] = result
-    path = pathlib.Path(__file__).parent / "data/torchvision_images.npz"
-    np.savez_compressed(path, **golden)
-    print(f"wrote {path.name}: {path.stat().st_size:,} bytes")
+    np.savez_compressed(PATH, **golden)
+    print(f"wrote {PATH.name}: {PATH.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

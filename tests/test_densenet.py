@@ -244,12 +244,12 @@ def kept(tiny_variables, images):
 
 
 @pytest.mark.parametrize("remat", [p for p in REMAT_POLICIES if p != "none"])
-@pytest.mark.parametrize("most_readers", [1, 4])
+@pytest.mark.parametrize("max_pending", [1, 4])
 def test_recomputing_changes_no_result(
-    monkeypatch, remat, most_readers, tiny_variables, images, kept
+    monkeypatch, remat, max_pending, tiny_variables, images, kept
 ):
     """Loss, logits, batch_stats (updated once) and gradients, with dropout."""
-    monkeypatch.setattr(dense_block, "_MOST_READERS", most_readers)
+    monkeypatch.setattr(dense_block, "_MAX_PENDING", max_pending)
 
     found = step_results(remat, tiny_variables, images)
 

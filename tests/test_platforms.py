@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from densenet_jax import create_model
 from densenet_jax.models import platforms
@@ -18,12 +20,11 @@ def results(operation, *arrays, **settings):
     """Each form's output, and its gradients for a random cotangent."""
     arrays = [jnp.array(array) for array in arrays]
     found = {}
-    for platform in platforms.FORMS:
+    for form in platforms.FORMS:
         output, vjp = jax.vjp(
-            lambda *x, p=platform: operation(*x, platform=p, **settings),
-            *arrays,
+            lambda *x, f=form: operation(*x, form=f, **settings), *arrays
         )
-        found[platform] = output, vjp(jnp.array(normal(*output.shape)))
+        found[form] = output, vjp(jnp.array(normal(*output.shape)))
     return found
 
 
@@ -31,8 +32,8 @@ def assert_equal_forms(operation, *arrays, **settings):
     found = results(operation, *arrays, **settings)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12),
-        found["cpu"],
-        found["default"],
+        found["products"],
+        found["native"],
     )
 
 
@@ -52,8 +53,8 @@ def assert_equal_forms(operation, *arrays, **settings):
 def test_forms_of_convolution(
     monkeypatch, batch, size, stride, padding, inputs, outputs
 ):
-    # Two images a part: batches of 3 pass one by one, of 4 two by two.
-    monkeypatch.setattr(platforms, "_WINDOW_BYTES", 2 * 9 * 10 * 6 * 8)
+    # Some pass a row or a few at a time, others at once.
+    monkeypatch.setattr(platforms, "_WINDOW_BYTES", 3 * 9 * 10 * 6 * 8)
 
     assert_equal_forms(
         platforms.convolve,
@@ -65,7 +66,7 @@ def test_forms_of_convolution(
 
 
 @pytest.mark.parametrize(
-    ("batch", "image_bytes", "parts"),
+    ("height", "row_bytes", "parts"),
     [
         (8, 1e6, 2),
         (8, 4e6, 8),
@@ -75,16 +76,17 @@ def test_forms_of_convolution(
         (1, 1e9, 1),
     ],
 )
-def test_parts_hold_so_many_bytes_where_the_batch_allows(
-    monkeypatch, batch, image_bytes, parts
+def test_parts_hold_so_many_bytes_where_the_height_allows(
+    monkeypatch, height, row_bytes, parts
 ):
     monkeypatch.setattr(platforms, "_WINDOW_BYTES", 4e6)
 
-    assert platforms._parts(batch, image_bytes) == parts
+    assert platforms._parts(height, row_bytes) == parts
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 2)]
+    ("size", "stride", "padding"),
+    [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 2), (2, 3, 0)],
 )
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2)])
 def test_forms_of_max_pooling(shape, size, stride, padding):
@@ -112,7 +114,9 @@ def test_the_gradient_of_a_kernel_in_bfloat16_sums_in_float32():
     kernel = jnp.ones((3, 3, 1, 4), jnp.bfloat16)
 
     gradient = jax.grad(
-        lambda k: platforms.convolve(x, k, 1, 1, "cpu").sum(dtype=jnp.float32)
+        lambda k: platforms.convolve(x, k, 1, 1, "products").sum(
+            dtype=jnp.float32
+        )
     )(kernel)
 
     assert gradient.dtype == jnp.bfloat16
@@ -124,9 +128,9 @@ def test_the_gradient_of_a_kernel_in_bfloat16_sums_in_float32():
 def test_a_model_computes_in_the_form_that_it_is_told(remat):
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
-    def operations(platform):
+    def operations(form):
         model = create_model(
-            "densenet121", block_layers=(1, 1), platform=platform, remat=remat
+            "densenet121", block_layers=(1, 1), form=form, remat=remat
         )
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
@@ -140,15 +144,46 @@ def test_a_model_computes_in_the_form_that_it_is_told(remat):
             jax.make_jaxpr(jax.grad(loss, allow_int=True))(variables, images)
         )
 
-    assert "reduce_window_sum" not in operations("cpu")
-    assert "select_and_scatter_add" not in operations("cpu")
-    assert "dot_general" in operations("cpu")
-    native = operations("default")
-    assert "select_and_scatter_add" in native
-    assert native.count("dot_general") == 3  # the classifier's, no other
-    assert "platform_index" in operations("auto")
+    # The classifier's and its gradients' are products in any form.
+    assert operations("native").count("dot_general") == 3
+    assert "select_and_scatter_add" in operations("native")
+    products = operations("products")
+    assert products.count("dot_general") > 3
+    assert "select_and_scatter_add" not in products
+    assert operations("auto") == products  # the tests' devices are CPUs
 
 
-def test_an_unknown_platform_is_named():
-    with pytest.raises(ValueError, match="platform 'tpu'"):
-        create_model("densenet121", platform="tpu")
+def test_the_native_form_takes_forward_mode_differentiation():
+    x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+
+    def f(x):
+        y = platforms.convolve(x, kernel, 1, 1, "native")
+        return platforms.max_pool(y, 3, 2, 1, "native").sum()
+
+    _, tangent = jax.jvp(f, (x,), (x,))
+
+    # Linear where the largest stays the largest.
+    assert tangent == f(x)
+
+
+def test_a_sharded_batch_stays_where_it_is(monkeypatch):
+    """Kernels' gradients are summed over devices; images do not travel."""
+    monkeypatch.setattr(platforms, "_WINDOW_BYTES", 1e4)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct(
+        (16, 8, 8, 4), jnp.float32, sharding=NamedSharding(mesh, P("data"))
+    )
+    kernel = jax.ShapeDtypeStruct((3, 3, 4, 2), jnp.float32)
+
+    step = jax.jit(jax.grad(lambda k, x: platforms.convolve(x, k, 1, 1).sum()))
+
+    program = step.lower(kernel, x).compile().as_text()
+    assert "while" in program
+    assert "all-reduce" in program
+    for moving in "all-gather", "all-to-all", "collective-permute":
+        assert moving not in program
+
+
+def test_an_unknown_form_is_named():
+    with pytest.raises(ValueError, match="form 'tpu'"):
+        create_model("densenet121", form="tpu")

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,9 +45,6 @@ def test_evaluation_is_torchvisions():
     np.testing.assert_array_equal(got, np.asarray(resized)[2:26, 9:33])
 
 
-GOLDEN = Path(__file__).parent / "data" / "torchvision_images.npz"
-
-
 def _assert_torchvisions(data, by_pillow, by_tensors):
     got = Preprocessing(
         **PLAIN,
@@ -65,7 +60,7 @@ def _assert_torchvisions(data, by_pillow, by_tensors):
 @pytest.mark.parametrize("name", make_golden_images.SHAPES)
 def test_images_of_the_golden_file(name):
     """Made by torchvision; see make_golden_images.py."""
-    golden = np.load(GOLDEN)
+    golden = np.load(make_golden_images.PATH)
     _assert_torchvisions(
         golden[f"jpeg/{name}"].tobytes(),
         golden[f"pillow/{name}"],

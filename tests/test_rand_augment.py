@@ -1,13 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from densenet_jax.data import rand_augment
 from tests import make_golden_images
-
-GOLDEN = Path(__file__).parent / "data" / "torchvision_images.npz"
 
 
 def _image(channels=3):
@@ -30,7 +26,7 @@ def _assert_same(image, expected):
 
 def test_operations_are_those_of_the_golden_file():
     """Made by torchvision; see make_golden_images.py."""
-    golden = np.load(GOLDEN)
+    golden = np.load(make_golden_images.PATH)
     prefix = "randaugment/"
     expected = {
         name.removeprefix(prefix): golden[name]

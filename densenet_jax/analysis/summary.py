@@ -141,9 +141,10 @@ def compare(
 def activation_bytes(model: DenseNet, image_shape: tuple[int, int, int]) -> int:
     """What a training step keeps of one image for its backward pass, in bytes.
 
-    Counted as JAX traces the step, with the model's remat policy and dtype;
-    parameters are not counted. What a compiled step takes can be less, where
-    XLA recomputes what is cheap, and more for what is at work at the time.
+    Counted as JAX traces the step, with the model's remat policy and dtype, and
+    native convolutions and pools; parameters are not counted. What a compiled
+    step takes can be less, where XLA recomputes what is cheap, and more for
+    what is at work at the time.
 
     Args:
       image_shape: (height, width, channels).
@@ -152,6 +153,7 @@ def activation_bytes(model: DenseNet, image_shape: tuple[int, int, int]) -> int:
       ValueError: the images are too small for the model.
     """
     key = jax.random.key(0)
+    model = model.clone(form="native")
 
     def kept(batch_size):
         images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)

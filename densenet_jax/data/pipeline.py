@@ -179,7 +179,7 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> Batches:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     # Each thread makes a batch; more would fill the memory with them.
-    threads = min(8, _cores())
+    threads = min(8, usable_cores())
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=2 * threads
     )
@@ -191,7 +191,7 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> Batches:
     return Batches(iter(dataset))
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Those that this process may use, where the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

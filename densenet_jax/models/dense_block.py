@@ -29,9 +29,9 @@ from densenet_jax.models.layers import (
 )
 from densenet_jax.models.platforms import convolve
 
-# So many readers' gradients are held at a time: more of them take memory, in
-# proportion to the block's output, fewer take time.
-_MOST_READERS = 4
+# More gradients that wait to be added up take memory, each as much as the
+# block's output at most; fewer take time.
+_MAX_PENDING = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Settings:
     """What the layers of a block share.
 
     Attributes:
-      norm_epsilon, dropout_rate, dtype, platform: see `densenet.DenseNet`.
+      norm_epsilon, dropout_rate, dtype, form: see `densenet.DenseNet`.
       keep_bottlenecks: keep the outputs of the 1x1 convolutions for the
         backward pass too, instead of making them again.
     """
@@ -48,7 +48,7 @@ class Settings:
     dropout_rate: float
     dtype: jnp.dtype
     keep_bottlenecks: bool
-    platform: str
+    form: str
 
 
 class Output(NamedTuple):
@@ -114,9 +114,9 @@ def _backward(settings, residuals, cotangents):
     (features, moments, bottleneck_moments), layers, keys, bottlenecks = (
         residuals
     )
-    # What the readers of the features pass back to them. It is added up where
-    # it is needed, all readers at once, and else when there are many.
-    passed_back, moments_gradient = [cotangents.features], cotangents.moments
+    # Gradients of the features, one a reader, not added up yet: a sum over all
+    # of them is made of what is needed of it, and of all when they are many.
+    pending, moments_gradient = [cotangents.features], cotangents.moments
     gradients = []
     for i in reversed(range(len(layers))):
         layer = layers[i]
@@ -124,7 +124,7 @@ def _backward(settings, residuals, cotangents):
         channels = layer["norm1"]["scale"].size
         own = slice(channels, channels + _growth_rate(layer))
         new = _through_moments(
-            _total(passed_back, own),
+            _total(pending, own),
             features[..., own],
             _slice(moments, channels, None),
             _slice(moments_gradient, channels, None),
@@ -146,17 +146,17 @@ def _backward(settings, residuals, cotangents):
             )
         stage, x_gradient, x_moments_gradient = first_vjp(new)
         gradients.append(layer_gradient | stage)
-        passed_back.append(x_gradient)
-        if len(passed_back) > _MOST_READERS:
-            total = _total(passed_back, slice(channels))
-            passed_back = [total.astype(features.dtype)]
+        pending.append(x_gradient)
+        if len(pending) > _MAX_PENDING:
+            total = _total(pending, slice(channels))
+            pending = [total.astype(features.dtype)]
         moments_gradient = jax.tree.map(
             jnp.add, _slice(moments_gradient, 0, channels), x_moments_gradient
         )
         moments = x_moments
     own = slice(moments.mean.size)
     x_gradient = _through_moments(
-        _total(passed_back, own), features[..., own], moments, moments_gradient
+        _total(pending, own), features[..., own], moments, moments_gradient
     )
     return x_gradient, gradients[::-1], None
 
@@ -180,7 +180,7 @@ def _norm_relu_conv(settings, key, stage, x, moments):
         **norm, moments=moments, epsilon=settings.norm_epsilon
     )
     x = nn.relu(affine(x).astype(settings.dtype))
-    y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.platform)
+    y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.form)
     dropout = nn.Dropout(
         settings.dropout_rate, deterministic=False, parent=None
     )
@@ -202,10 +202,13 @@ def _slice(moments, start, stop):
 def _wait_for(gradient, x):
     """x, from which XLA makes nothing before the gradient is known.
 
-    It cannot know this zero. XLA:CPU drops a barrier, and for TPUs it copies
+    It cannot know these zeros. XLA:CPU drops a barrier, and for TPUs it copies
     what waits behind one into another layout.
+
+    Args:
+      gradient, x: [batch, height, width, channels], and the same batch.
     """
-    return x + 0 * gradient[0, 0, 0, 0]
+    return x + 0 * gradient[:, :1, :1, :1]
 
 
 def _total(gradients, channels):

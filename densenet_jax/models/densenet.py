@@ -26,7 +26,7 @@ from densenet_jax.models.layers import (
     batch_moments,
     concatenate_moments,
 )
-from densenet_jax.models.platforms import PLATFORMS, convolve_and_pool
+from densenet_jax.models.platforms import FORMS, convolve_and_pool
 
 STEMS = ("imagenet", "cifar")
 
@@ -190,7 +190,7 @@ class Transition(nn.Module):
     dropout_rate: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    platform: str
+    form: str
 
     @nn.compact
     def __call__(
@@ -202,9 +202,9 @@ class Transition(nn.Module):
         if self.is_initializing() or (train and self.dropout_rate):
             x = conv(x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-            return AveragePool(2, self.platform, name="pool")(x)
+            return AveragePool(2, self.form, name="pool")(x)
         kernel = conv.variables["params"]["kernel"]
-        return convolve_and_pool(x, kernel.astype(x.dtype), 2, self.platform)
+        return convolve_and_pool(x, kernel.astype(x.dtype), 2, self.form)
 
 
 class DenseNet(nn.Module):
@@ -229,8 +229,8 @@ class DenseNet(nn.Module):
         PyTorch's momentum is one minus this.
       dtype: of the computation; parameters, statistics and logits are float32.
       remat: what is kept for the backward pass, a key of REMAT_POLICIES.
-      platform: the forms of convolution and pooling to compute with, 'auto' for
-        those of the device, or a key of `platforms.FORMS`.
+      form: of convolutions and pools: 'auto' for what suits the device, or a
+        key of `platforms.FORMS`.
       folded: norm0 and every norm2 are part of the conv before them, which has
         a bias instead; for inference alone (see `fold_norms`).
 
@@ -252,14 +252,14 @@ class DenseNet(nn.Module):
     norm_momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
-    platform: str = "auto"
+    form: str = "auto"
     folded: bool = False
 
     def __post_init__(self):
         check_choice("stem", self.stem, STEMS)
         check_choice("kernel_init", self.kernel_init, KERNEL_INITS)
         check_choice("remat policy", self.remat, REMAT_POLICIES)
-        check_choice("platform", self.platform, PLATFORMS)
+        check_choice("form", self.form, ("auto", *FORMS))
         for name, (inside, expected) in _RANGES.items():
             value = getattr(self, name)
             if not inside(value):
@@ -272,7 +272,7 @@ class DenseNet(nn.Module):
             Conv,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
-            platform=self.platform,
+            form=self.form,
         )
         norm = functools.partial(
             BatchNorm,
@@ -296,7 +296,7 @@ class DenseNet(nn.Module):
                 dropout_rate=self.dropout_rate,
                 dtype=self.dtype,
                 keep_bottlenecks=self.remat == "convs",
-                platform=self.platform,
+                form=self.form,
             )
         channels = self.stem_features or 2 * self.growth_rate
         stem_conv = functools.partial(
@@ -304,7 +304,7 @@ class DenseNet(nn.Module):
         )
         if self.stem == "imagenet":
             self.conv0 = stem_conv(7, stride=2, padding=3)
-            self.pool0 = MaxPool(3, stride=2, padding=1, platform=self.platform)
+            self.pool0 = MaxPool(3, stride=2, padding=1, form=self.form)
         else:
             self.conv0 = stem_conv(3, padding=1)
         if self.stem_norm and not self.folded:
@@ -316,7 +316,7 @@ class DenseNet(nn.Module):
             )
         for i, features in enumerate(_transition_features(self), 1):
             transition = Transition(
-                features, self.dropout_rate, conv, norm, self.platform
+                features, self.dropout_rate, conv, norm, self.form
             )
             setattr(self, f"transition{i}", transition)
         self.norm5 = norm()

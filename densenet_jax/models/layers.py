@@ -84,7 +84,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: str = "fan_out"
     dtype: jnp.dtype = jnp.float32
-    platform: str = "auto"
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ class Conv(nn.Module):
             kernel.astype(self.dtype),
             self.stride,
             self.padding,
-            self.platform,
+            self.form,
         )
         if self.use_bias:
             shape = (self.features,)
@@ -180,17 +180,17 @@ class MaxPool(nn.Module):
     size: int
     stride: int
     padding: int = 0
-    platform: str = "auto"
+    form: str = "auto"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return max_pool(x, self.size, self.stride, self.padding, self.platform)
+        return max_pool(x, self.size, self.stride, self.padding, self.form)
 
 
 class AveragePool(nn.Module):
     """See `platforms.average_pool`."""
 
     size: int
-    platform: str = "auto"
+    form: str = "auto"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return average_pool(x, self.size, self.platform)
+        return average_pool(x, self.size, self.form)

@@ -1,12 +1,13 @@
 """Convolution and pooling in the form that suits the platform they run on.
 
 This is the one place that knows that platforms differ; `FORMS`, at the end, is
-the table of what is chosen where. All forms of an operation are the same
-function up to rounding.
+the table. All forms of an operation are the same function up to rounding, and
+so are their gradients. Forward-mode differentiation (`jax.jvp`) takes the
+'native' form: gradients of the 'products' are written out for reverse mode.
 
-All arrays are [batch, height, width, channels], and the gradients that follow
-from a form are part of it. Every operation takes `platform`: 'auto' computes
-in the form of the device that it runs on, a key of `FORMS` in that one.
+All arrays are [batch, height, width, channels]. Every operation takes `form`,
+a key of `FORMS`, or 'auto' for 'products' on CPUs and 'native' elsewhere (as
+`jax.default_backend` says when the operation is traced).
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -24,32 +26,30 @@ def convolve(
     kernel: jax.Array,
     stride: int,
     padding: int,
-    platform: str = "auto",
+    form: str = "auto",
 ) -> jax.Array:
-    """Correlates x with kernel [height, width, in, out], as PyTorch's conv2d.
+    """Correlates x with a kernel, as PyTorch's conv2d.
 
     Args:
       x: [batch, height, width, in].
-      kernel: of the same dtype as x.
+      kernel: [size, size, in, out], of the same dtype as x.
       stride: in both directions.
       padding: zeros added on each of the four sides.
-      platform: see above.
+      form: see above.
     """
-    return _in_form(
-        "convolve", platform, x, kernel, stride=stride, padding=padding
-    )
+    return _forms(form).convolve(x, kernel, stride, padding)
 
 
-def average_pool(x: jax.Array, size: int, platform: str = "auto") -> jax.Array:
+def average_pool(x: jax.Array, size: int, form: str = "auto") -> jax.Array:
     """The mean of each size x size window of x, as PyTorch's AvgPool2d.
 
     Windows do not overlap; rows and columns that fill none are dropped.
     """
-    return _in_form("average_pool", platform, x, size=size)
+    return _forms(form).average_pool(x, size)
 
 
 def convolve_and_pool(
-    x: jax.Array, kernel: jax.Array, size: int, platform: str = "auto"
+    x: jax.Array, kernel: jax.Array, size: int, form: str = "auto"
 ) -> jax.Array:
     """`average_pool(convolve(x, kernel, 1, 0), size)` in one step, and cheaper.
 
@@ -59,31 +59,25 @@ def convolve_and_pool(
       x: [batch, height, width, in].
       kernel: [1, 1, in, out], of the same dtype as x.
       size: of the windows.
-      platform: see above.
+      form: see above.
     """
-    return _in_form("convolve_and_pool", platform, x, kernel, size=size)
+    return _forms(form).convolve_and_pool(x, kernel, size)
 
 
 def max_pool(
-    x: jax.Array, size: int, stride: int, padding: int, platform: str = "auto"
+    x: jax.Array, size: int, stride: int, padding: int, form: str = "auto"
 ) -> jax.Array:
     """The largest of each size x size window of x, as PyTorch's MaxPool2d.
 
     The gradient goes to the first of the largest, row by row.
     """
-    return _in_form(
-        "max_pool", platform, x, size=size, stride=stride, padding=padding
-    )
+    return _forms(form).max_pool(x, size, stride, padding)
 
 
-def _in_form(operation, platform, *arrays, **settings):
-    forms = {
-        key: functools.partial(getattr(form, operation), **settings)
-        for key, form in FORMS.items()
-    }
-    if platform == "auto":
-        return lax.platform_dependent(*arrays, **forms)
-    return forms[platform](*arrays)
+def _forms(form):
+    if form == "auto":
+        form = "products" if jax.default_backend() == "cpu" else "native"
+    return FORMS[form]
 
 
 # Forms of convolution.
@@ -104,11 +98,11 @@ def _products_convolve(x, kernel, stride, padding):
         # Rows first: XLA transposes a product that sums over three axes.
         rows = x.reshape(-1, x.shape[-1])
         return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
-    return _product_gradient_convolve(stride, padding, x, kernel)
+    return _product_gradient_convolve(x, kernel, stride, padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product_gradient_convolve(stride, padding, x, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product_gradient_convolve(x, kernel, stride, padding):
     size, _, inputs, outputs = kernel.shape
     if stride > 1 or outputs >= inputs:
         return _native_convolve(x, kernel, stride, padding)
@@ -129,14 +123,14 @@ def _product_gradient_convolve(stride, padding, x, kernel):
     ).astype(x.dtype)
 
 
-def _product_gradient_forward(stride, padding, x, kernel):
-    y = _product_gradient_convolve(stride, padding, x, kernel)
+def _product_gradient_forward(x, kernel, stride, padding):
+    y = _product_gradient_convolve(x, kernel, stride, padding)
     return y, (x, kernel)
 
 
 def _product_gradient_backward(stride, padding, residuals, gradient):
     x, kernel = residuals
-    _, x_vjp = jax.vjp(
+    transposed = jax.linear_transpose(
         lambda x: _native_convolve(x, kernel, stride, padding), x
     )
     size, _, inputs, outputs = kernel.shape
@@ -148,7 +142,7 @@ def _product_gradient_backward(stride, padding, residuals, gradient):
     else:
         product = _window_product(x, gradient, size, stride, padding)
         kernel_gradient = product.reshape(kernel.shape)
-    return *x_vjp(gradient), kernel_gradient.astype(kernel.dtype)
+    return *transposed(gradient), kernel_gradient.astype(kernel.dtype)
 
 
 _product_gradient_convolve.defvjp(
@@ -171,18 +165,14 @@ def _window_product(x, y, size, stride, padding):
       [size * size * in, out], of at least float32.
     """
     batch, height, width, outputs = y.shape
+    x = jnp.pad(x, _borders(padding))
 
     def product(x, y):
-        padded = jnp.pad(x, _borders(padding))
         # As wide as a window and one pixel high; a product for each row.
         strips = jnp.concatenate(
-            [
-                padded[:, :, _places(column, width, stride)]
-                for column in range(size)
-            ],
-            axis=-1,
+            [x[:, :, _places(j, width, stride)] for j in range(size)], axis=-1
         )
-        rows = [strips[:, _places(row, height, stride)] for row in range(size)]
+        rows = [strips[:, _places(i, y.shape[1], stride)] for i in range(size)]
         return jnp.concatenate(
             [
                 lax.dot_general(
@@ -195,18 +185,32 @@ def _window_product(x, y, size, stride, padding):
             ]
         )
 
-    strip = size * x.shape[-1]
-    parts = _parts(batch, height * width * strip * x.dtype.itemsize)
+    strip_bytes = size * x.shape[-1] * x.dtype.itemsize
+    parts = _parts(height, batch * width * strip_bytes)
     if parts == 1:
         return product(x, y)
-    # Each part has every parts-th image: a sharded batch stays where it is.
-    x, y = (v.reshape(batch // parts, parts, *v.shape[1:]) for v in (x, y))
+    part = height // parts
 
     def add(i, total):
-        return total + product(x[:, i], y[:, i])
+        read = part * stride + size - stride
+        return total + product(
+            lax.dynamic_slice_in_dim(x, i * part * stride, read, axis=1),
+            lax.dynamic_slice_in_dim(y, i * part, part, axis=1),
+        )
 
-    return lax.fori_loop(
-        0, parts, add, jnp.zeros((size * strip, outputs), _sum_dtype(x))
+    shape = (size * size * x.shape[-1], outputs)
+    return lax.fori_loop(0, parts, add, jnp.zeros(shape, _sum_dtype(x)))
+
+
+def _parts(height, row_bytes):
+    """The fewest equal parts of _WINDOW_BYTES or less; else a row in each."""
+    return next(
+        parts
+        for parts in range(1, height + 1)
+        if parts == height
+        or (
+            height % parts == 0 and height // parts * row_bytes <= _WINDOW_BYTES
+        )
     )
 
 
@@ -222,18 +226,6 @@ def _places(first, number, stride):
 def _borders(padding):
     """To pad height and width with."""
     return ((0, 0), (padding, padding), (padding, padding), (0, 0))
-
-
-def _parts(batch, image_bytes):
-    """Into how many equal parts to cut a batch."""
-    return next(
-        parts
-        for parts in range(1, batch + 1)
-        if parts == batch
-        or (
-            batch % parts == 0 and batch // parts * image_bytes <= _WINDOW_BYTES
-        )
-    )
 
 
 # Forms of pooling.
@@ -278,14 +270,15 @@ def _indexed_max_pool_forward(x, size, stride, padding):
     y = _native_max_pool(x, size, stride, padding)
     padded = jnp.pad(x, _borders(padding), constant_values=-jnp.inf)
     _, height, width, _ = y.shape
-    # Where in its window the maximum is; of several the first.
-    index = jnp.zeros(y.shape, jnp.uint8)
+    # Where in its window the maximum is; of several the first. (A NaN is
+    # nowhere: its gradient goes to the first place.)
+    index = jnp.zeros(y.shape, np.min_scalar_type(size * size))
     for place in reversed(range(size * size)):
         row, column = divmod(place, size)
         found = padded[
             :, _places(row, height, stride), _places(column, width, stride)
         ]
-        index = jnp.where(found == y, jnp.uint8(place), index)
+        index = jnp.where(found == y, index.dtype.type(place), index)
     return y, (index, x.shape)
 
 
@@ -296,7 +289,8 @@ def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
 
     def arrivals(row, column):
         """At the pixels of every stride-th row and column, from these on."""
-        total = 0
+        shape = (batch, rows, columns, channels)
+        total = jnp.zeros(shape, gradient.dtype)
         for i in range(row, size, stride):
             for j in range(column, size, stride):
                 here = jnp.where(
@@ -333,7 +327,8 @@ class Forms(NamedTuple):
 
 
 FORMS = {
-    "cpu": Forms(
+    # On CPUs. benchmarks/README.md has the figures.
+    "products": Forms(
         # XLA:CPU is fastest at products: they make 1x1 convolutions, those to
         # fewer channels, and the gradients of all kernels.
         convolve=_products_convolve,
@@ -342,7 +337,8 @@ FORMS = {
         convolve_and_pool=_pool_first,
         max_pool=_indexed_max_pool,
     ),
-    "default": Forms(  # TPU, GPU
+    # On TPUs and GPUs.
+    "native": Forms(
         # A product costs layout changes on TPU that a convolution does not.
         convolve=_native_convolve,
         # As does the longer shape.
@@ -352,4 +348,3 @@ FORMS = {
         max_pool=_native_max_pool,
     ),
 }
-PLATFORMS = ("auto", *FORMS)

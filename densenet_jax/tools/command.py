@@ -57,12 +57,29 @@ def split_overrides(argv: list[str] | None) -> tuple[list[str], list[str]]:
 
 
 def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """The config that train.py makes of the same words.
+    """`parse_config`, for words that a user wrote.
 
     Raises:
       ValueError: no such file or key, or a value of another type.
     """
-    words = ["train.py", f"--config={path}", *overrides]
+    # First as it is: what is wrong in the file is not the overrides' fault.
+    parse_config([f"--config={path}"])
+    try:
+        return parse_config([f"--config={path}", *overrides])
+    except (AttributeError, KeyError) as error:
+        # An unknown key, or one of its parts.
+        cause = error if isinstance(error, KeyError) else error.args[0]
+        raise ValueError(f"{path} has no key {cause.args[0]}") from None
+
+
+def parse_config(words: Sequence[str]) -> ConfigDict:
+    """The config that train.py makes of --config and --config.KEY=VALUE.
+
+    Raises:
+      ValueError: no such file, or a value of another type.
+      AttributeError, KeyError: no such key.
+    """
+    words = ["train.py", *words]
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file(
         "config", flag_values=values, sys_argv=words
@@ -71,12 +88,6 @@ def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
         values(words)
     except flags.Error as error:
         raise ValueError(str(error)) from None
-    except (AttributeError, KeyError) as error:
-        # An unknown key, or one of its parts; others are mistakes in the file.
-        cause = error if isinstance(error, KeyError) else error.args[0]
-        if not isinstance(cause, KeyError):
-            raise
-        raise ValueError(f"{path} has no key {cause.args[0]}") from None
     return config.value
 
 

@@ -53,6 +53,8 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if arguments.batch_size is not None:
         config.batch_size = arguments.batch_size
     target = _find_target(arguments.topology)
+    if target.chip is not None and config.model.form is None:
+        config.model.form = "native"  # 'auto' is what suits this machine.
     sources, remark = _open_sources(config)
     build = functools.partial(
         experiment.build,

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from densenet_jax.analysis import runs
 from densenet_jax.choices import did_you_mean
 from densenet_jax.files import replacing
+from densenet_jax.tools import command
 from densenet_jax.training import experiment
 
 _TRAIN = Path(__file__).parents[2] / "train.py"
@@ -63,13 +63,13 @@ def expand(config: str, workdir: Path) -> dict[Trial, ConfigDict]:
             f"There is no {_TRAIN}: sweeps run in a checkout of the project."
         )
     path, _, _ = config.partition(":")
-    keys = _flat(_parse([f"--config={config}"])).keys()
+    keys = _flat(command.parse_config([f"--config={config}"])).keys()
     trials, names = {}, set()
     for settings in _settings(path):
         _check_settings(path, settings, keys)
         words = [f"--config={config}"]
         words += [f"--config.{key}={value}" for key, value in settings.items()]
-        parsed = _parse(words)
+        parsed = command.parse_config(words)
         # A setting has one name, however the sweep writes it.
         values = {key: _flat(parsed)[key] for key in settings}
         name = runs.label(values, keys, ",").replace("/", "-") or "base"
@@ -78,8 +78,8 @@ def expand(config: str, workdir: Path) -> dict[Trial, ConfigDict]:
         names.add(name)
         directory = workdir / name
         words.append(f"--workdir={directory}")
-        command = (sys.executable, str(_TRAIN), *words)
-        trials[Trial(name, directory, command)] = parsed
+        train = (sys.executable, str(_TRAIN), *words)
+        trials[Trial(name, directory, train)] = parsed
     return trials
 
 
@@ -159,20 +159,6 @@ def run(trial: Trial) -> str:
         return f"{trial.name}: another process is at it"
     reason = finish(trial, process.wait())
     return f"{trial.name}: {f'failed, {reason}' if reason else 'finished'}"
-
-
-def _parse(words: list[str]) -> ConfigDict:
-    """The config that train.py makes of its command line."""
-    values = flags.FlagValues()
-    words = ["train.py", *words]
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, lock_config=True, sys_argv=words
-    )
-    try:
-        values(words)
-    except flags.Error as error:
-        raise ValueError(str(error)) from None
-    return config.value
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
