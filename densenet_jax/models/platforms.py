@@ -236,7 +236,11 @@ def _reshaped_average_pool(x, size):
     rows, columns = height // size, width // size
     x = x[:, : rows * size, : columns * size]
     windows = x.reshape(batch, rows, size, columns, size, channels)
-    return jnp.mean(windows, axis=(2, 4))
+    # Not jnp.mean, which XLA does not make in one pass with the norm before.
+    total = sum(
+        windows[:, :, i, :, j] for i in range(size) for j in range(size)
+    )
+    return total / size**2
 
 
 def _native_average_pool(x, size):
@@ -284,33 +288,24 @@ def _indexed_max_pool_forward(x, size, stride, padding):
 
 def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
     index, (batch, height, width, channels) = residuals
-    rows = -(-(height + 2 * padding) // stride)
-    columns = -(-(width + 2 * padding) // stride)
-
-    def arrivals(row, column):
-        """At the pixels of every stride-th row and column, from these on."""
-        shape = (batch, rows, columns, channels)
-        total = jnp.zeros(shape, gradient.dtype)
-        for i in range(row, size, stride):
-            for j in range(column, size, stride):
-                here = jnp.where(
-                    index == i * size + j, gradient, jnp.zeros_like(gradient)
-                )
-                top, left = i // stride, j // stride
-                below = rows - here.shape[1] - top
-                right = columns - here.shape[2] - left
-                total += jnp.pad(
-                    here, ((0, 0), (top, below), (left, right), (0, 0))
-                )
-        return total
-
-    padded = jnp.stack(
-        [
-            jnp.stack([arrivals(i, j) for j in range(stride)], axis=3)
-            for i in range(stride)
-        ],
-        axis=2,
-    ).reshape(batch, rows * stride, columns * stride, channels)
+    rows, columns = (-(-(n + 2 * padding) // stride) for n in (height, width))
+    # Of the padded x [batch, rows, stride, columns, stride, channels].
+    total = jnp.zeros((), gradient.dtype)
+    for place in range(size * size):
+        (up, i), (left, j) = (divmod(n, stride) for n in divmod(place, size))
+        arriving = jnp.where(index == place, gradient, 0)
+        total = total + jnp.pad(
+            arriving[:, :, None, :, None],
+            (
+                (0, 0),
+                (up, rows - gradient.shape[1] - up),
+                (i, stride - 1 - i),
+                (left, columns - gradient.shape[2] - left),
+                (j, stride - 1 - j),
+                (0, 0),
+            ),
+        )
+    padded = total.reshape(batch, rows * stride, columns * stride, channels)
     return (padded[:, padding : padding + height, padding : padding + width],)
 
 
