@@ -68,6 +68,12 @@ def test_a_plan_for_this_machine(run):
     assert result["versions"]["jax"] == jax.__version__
 
 
+def test_each_policys_figures_are_told_as_they_come(capsys):
+    assert plan.main([*CPU, "--policies=none"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"\d GB temp, \d+\.\d\d GB moved \(\d+ s\)", said)
+
+
 def test_the_batch_size_overrides_the_config(run):
     _, small = run(*CPU, "--policies=none", "--batch_size=8")
     _, large = run(*CPU, "--policies=none", "--config.batch_size=128")

@@ -73,8 +73,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         changed.batch_size = batch_size
         _say(f"remat={policy}, batch {batch_size:,}: compiling ...")
         trial = _compile(build(changed), target.devices[0].platform)
-        how = "does not fit" if trial.program is None else "compiled"
-        _say(f"  {how} ({trial.seconds:,.0f} s)")
+        _say(f"  {_outcome(trial)} ({trial.seconds:,.0f} s)")
         return trial
 
     trials = {policy: attempt(policy, config.batch_size) for policy in policies}
@@ -164,6 +163,19 @@ def _compile(built: experiment.Experiment, platform: str) -> Trial:
         if what != "RESOURCE_EXHAUSTED":
             raise
     return Trial(program, problem, time.perf_counter() - began)
+
+
+def _outcome(trial: Trial) -> str:
+    """The figures that a plan which is cut short leaves behind."""
+    if trial.program is None:
+        return "does not fit"
+    figures = [
+        f"{trial.program.temp_bytes / 1e9:.2f} GB temp",
+        f"{trial.program.bytes_accessed / 1e9:.2f} GB moved",
+    ]
+    if trial.program.cycles is not None:
+        figures.append(f"{trial.program.cycles / 1e6:.2f} Mcycles")
+    return ", ".join(figures)
 
 
 def _state_bytes(built: experiment.Experiment) -> dict[str, int]:
