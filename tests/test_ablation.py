@@ -166,6 +166,34 @@ def test_curves_are_means_over_seeds(tmp_path, figures):
     assert outline.get_extents().y1 == pytest.approx(9)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"growth_rate": 6},
+        {
+            "block_layers": (7, 7, 7),
+            "bottleneck_width": 4,
+            "compression": 0.5,
+            "dropout_rate": 0.2,
+        },
+    ],
+)
+def test_the_legend_of_curves_fits_below_them(tmp_path, figures, changes):
+    changes = {f"model.{key}": value for key, value in changes.items()}
+    finished = _read(tmp_path, ([9, 5, 7], {}), ([7, 5, 8], changes))
+    groups, _ = ablation.group(finished)
+
+    ablation_plots.plot_curves(groups, tmp_path / "curves.png")
+
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0
+    assert box.y1 < min(axes.bbox.y0 for axes in figure.axes)
+
+
 def test_heat_map(tmp_path, figures):
     groups = _grid(tmp_path)
     assert ablation_plots.plot_heat_map(groups, tmp_path / "heat_map.png")

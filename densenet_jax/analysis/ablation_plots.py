@@ -32,6 +32,9 @@ _VARIANTS = {
 # With more groups than that their labels would cover each other.
 _MOST_LABELS = 8
 
+# Characters of a label, where two stand side by side under two panels.
+_WIDEST_OF_TWO = 45
+
 
 def plot_costs(groups: Sequence[Group], path: Path) -> None:
     """Draws error against parameters and multiply-adds: figures 3 and 4.
@@ -72,7 +75,7 @@ def plot_curves(groups: Sequence[Group], path: Path) -> None:
 
     A line is the mean over the seeds, a band their range.
     """
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
     styles = itertools.cycle(
         (color, line) for line in _LINES for color in _COLORS
@@ -97,9 +100,16 @@ def plot_curves(groups: Sequence[Group], path: Path) -> None:
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    _add_legend(figure, *panels[0].get_legend_handles_labels())
     figure.savefig(path, dpi=110)
+
+
+def _add_legend(figure, handles, labels):
+    """Below the panels, which stay as high as they are."""
+    columns = 2 if max(map(len, labels)) <= _WIDEST_OF_TWO else 1
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * rows)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def plot_heat_map(groups: Sequence[Group], path: Path) -> bool:
