@@ -151,6 +151,22 @@ def test_costs(tmp_path, figures):
             np.testing.assert_allclose(points, expected)
 
 
+@pytest.mark.parametrize("growth_rates", [(11, 12), (6, 12), (4, 40)])
+def test_costs_are_marked(tmp_path, figures, growth_rates):
+    finished = _read(
+        tmp_path,
+        *(([9, 5, 7], {"model.growth_rate": k}) for k in growth_rates),
+    )
+    groups, _ = ablation.group(finished)
+
+    ablation_plots.plot_costs(groups, tmp_path / "costs.png")
+
+    for axes in figures[0].axes:
+        low, high = axes.get_xlim()
+        inside = [t for t in axes.get_xticks() if low <= t <= high]
+        assert 3 <= len(inside) <= 8
+
+
 def test_curves_are_means_over_seeds(tmp_path, figures):
     finished = _read(
         tmp_path, ([9, 5, 7], {"seed": 0}), ([7, 5, 8], {"seed": 1})

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from densenet_jax.analysis import runs
 from densenet_jax.analysis.ablation import Group, errors
@@ -63,7 +68,7 @@ def plot_costs(groups: Sequence[Group], path: Path) -> None:
                 _label(axes, chosen, attribute)
         axes.set(xscale="log", xlabel=attribute.replace("_", "-"))
         axes.margins(x=0.15, y=0.12)
-        _count_by_125(axes.xaxis)
+        _count_plainly(axes.xaxis)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 test error (%)")
     panels[0].legend()
@@ -91,7 +96,7 @@ def plot_curves(groups: Sequence[Group], path: Path) -> None:
                     epochs, low, high, color=color, alpha=0.15, linewidth=0
                 )
     panels[0].set(ylabel="training cross entropy (nats)", yscale="log")
-    _count_by_125(panels[0].yaxis)
+    _count_plainly(panels[0].yaxis)
     # The first epochs' errors would leave no room for the last ones'.
     panels[1].set(
         ylabel="top-1 test error (%)",
@@ -200,11 +205,17 @@ def _common(curves):
     return epochs, np.array([[c[e] for e in epochs] for c in by_epoch])
 
 
-def _count_by_125(axis):
-    """Marks 1, 2, 5, 10, 20, ... of a logarithmic axis in plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def _count_plainly(axis):
+    """Marks a logarithmic axis in plain numbers, three or more of them.
+
+    1, 2, 5, 10, 20, ...; equal steps where these are too far apart.
+    """
+    axis.axes.autoscale_view()
+    low, high = axis.get_view_interval()
+    by_125 = LogLocator(subs=(1, 2, 5))
+    axis.set_major_locator(by_125 if high > 20 * low else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_count))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _count(value, _):
