@@ -35,6 +35,7 @@ STEMS = ("imagenet", "cifar")
 REMAT_POLICIES = {
     "none": "every activation is kept",
     "convs": "conv outputs are kept; concatenation, norm and ReLU recomputed",
+    "half": "as 'layer' in the first half of the blocks, else as 'convs'",
     "layer": "the outputs of the dense layers are kept, bottlenecks recomputed",
 }
 
@@ -289,15 +290,6 @@ class DenseNet(nn.Module):
             conv=conv,
             norm=norm,
         )
-        recompute = None
-        if self.remat != "none":
-            recompute = Settings(
-                norm_epsilon=self.norm_epsilon,
-                dropout_rate=self.dropout_rate,
-                dtype=self.dtype,
-                keep_bottlenecks=self.remat == "convs",
-                form=self.form,
-            )
         channels = self.stem_features or 2 * self.growth_rate
         stem_conv = functools.partial(
             conv, channels, use_bias=self.folded and self.stem_norm
@@ -311,9 +303,8 @@ class DenseNet(nn.Module):
             self.norm0 = norm()
 
         for i, num_layers in enumerate(self.block_layers, 1):
-            setattr(
-                self, f"denseblock{i}", DenseBlock(num_layers, layer, recompute)
-            )
+            block = DenseBlock(num_layers, layer, self._recompute(i))
+            setattr(self, f"denseblock{i}", block)
         for i, features in enumerate(_transition_features(self), 1):
             transition = Transition(
                 features, self.dropout_rate, conv, norm, self.form
@@ -322,6 +313,20 @@ class DenseNet(nn.Module):
         self.norm5 = norm()
         self.classifier = nn.Dense(
             self.num_classes, kernel_init=TORCH_LINEAR_INIT
+        )
+
+    def _recompute(self, block: int) -> Settings | None:
+        """How the block of this number, from 1, recomputes; None: not."""
+        if self.remat == "none":
+            return None
+        late = block > len(self.block_layers) / 2
+        return Settings(
+            norm_epsilon=self.norm_epsilon,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+            keep_bottlenecks=self.remat == "convs"
+            or (self.remat == "half" and late),
+            form=self.form,
         )
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
