@@ -114,8 +114,8 @@ def _backward(settings, residuals, cotangents):
     (features, moments, bottleneck_moments), layers, keys, bottlenecks = (
         residuals
     )
-    # Gradients of the features, one a reader, not added up yet: a sum over all
-    # of them is made of what is needed of it, and of all when they are many.
+    # Gradients of the features, one a reader, not yet added up: they are for a
+    # layer's own channels when it needs them, and for all when many are held.
     pending, moments_gradient = [cotangents.features], cotangents.moments
     gradients = []
     for i in reversed(range(len(layers))):
