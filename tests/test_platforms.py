@@ -109,6 +109,15 @@ def test_forms_of_average_pooling(shape):
     )
 
 
+@pytest.mark.parametrize("form", platforms.FORMS)
+def test_what_is_stored_is_first(form):
+    x, space = normal(2, 3, 4, 5), normal(2, 3, 4, 7)
+
+    stored = platforms.store(jnp.array(x), jnp.array(space), form)
+
+    np.testing.assert_array_equal(stored[..., :5], x.astype(stored.dtype))
+
+
 def test_the_gradient_of_a_kernel_in_bfloat16_sums_in_float32():
     x = jnp.ones((2, 32, 32, 1), jnp.bfloat16)
     kernel = jnp.ones((3, 3, 1, 4), jnp.bfloat16)

@@ -27,7 +27,7 @@ from densenet_jax.models.layers import (
     concatenate_moments,
     normalisation,
 )
-from densenet_jax.models.platforms import convolve
+from densenet_jax.models.platforms import convolve, store
 
 # More gradients that wait to be added up take memory, each as much as the
 # block's output at most; fewer take time.
@@ -148,8 +148,8 @@ def _backward(settings, residuals, cotangents):
         gradients.append(layer_gradient | stage)
         pending.append(x_gradient)
         if len(pending) > _MAX_PENDING:
-            total = _total(pending, slice(channels))
-            pending = [total.astype(features.dtype)]
+            total = _total(pending, slice(channels)).astype(features.dtype)
+            pending = [store(total, pending[0], settings.form)]
         moments_gradient = jax.tree.map(
             jnp.add, _slice(moments_gradient, 0, channels), x_moments_gradient
         )

@@ -74,6 +74,20 @@ def max_pool(
     return _forms(form).max_pool(x, size, stride, padding)
 
 
+def store(x: jax.Array, space: jax.Array, form: str = "auto") -> jax.Array:
+    """x, as something that is in memory, where a compiler would forget it.
+
+    Args:
+      x: [batch, height, width, channels].
+      space: of x's dtype, [batch, height, width, more channels], no longer in
+        use.
+
+    Returns:
+      [batch, height, width, channels or more]; x is the first channels.
+    """
+    return _forms(form).store(x, space)
+
+
 def _forms(form):
     if form == "auto":
         form = "products" if jax.default_backend() == "cpu" else "native"
@@ -312,6 +326,17 @@ def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
 _indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
 
 
+# Forms of storing.
+
+
+def _update(x, space):
+    return lax.dynamic_update_slice(space, x, (0,) * x.ndim)
+
+
+def _leave(x, space):
+    return x
+
+
 class Forms(NamedTuple):
     """How to compute each operation."""
 
@@ -319,6 +344,7 @@ class Forms(NamedTuple):
     average_pool: Callable[..., jax.Array]
     convolve_and_pool: Callable[..., jax.Array]
     max_pool: Callable[..., jax.Array]
+    store: Callable[..., jax.Array]
 
 
 FORMS = {
@@ -331,6 +357,8 @@ FORMS = {
         average_pool=_reshaped_average_pool,
         convolve_and_pool=_pool_first,
         max_pool=_indexed_max_pool,
+        # It makes a sum anew for each reader, and keeps all that it is made of.
+        store=_update,
     ),
     # On TPUs and GPUs.
     "native": Forms(
@@ -341,5 +369,6 @@ FORMS = {
         # One convolution takes the norm and ReLU before it into itself.
         convolve_and_pool=_strided_convolve,
         max_pool=_native_max_pool,
+        store=_leave,
     ),
 }
