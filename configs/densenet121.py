@@ -7,7 +7,8 @@ million parameters). Expect a validation error of 25.02% top-1 and 7.71% top-5
 (the paper's, one central crop; not repeated here), and of 23.61% and 6.66%
 with --mode=eval --config.preprocessing.ten_crop=True. Crops, colour jitter,
 lighting noise and flips are those of the authors' code, but for its bicubic
-resizing: crops are resized bilinearly, and testing is torchvision's.
+resizing: crops are resized bilinearly, or by averaging areas where they shrink
+to less than half, and testing is torchvision's.
 
 On TPU or a recent GPU add --config.model.dtype=bfloat16; to fit a smaller
 memory, --config.model.remat=convs.
