@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import programs
 from benchmarks.plain import plain_port
-from densenet_jax import fold_norms
+from densenet_jax import compiler_options, fold_norms
 from densenet_jax.checkpoints.architecture import tensor_shapes
 from densenet_jax.models.densenet import DenseNet
 
@@ -65,21 +65,30 @@ def makers(
 ) -> dict[str, Callable[[], Contender]]:
     """Makes each contender, by name; 'plain' is the baseline.
 
+    Ours are compiled with `compiler_options`; 'plain_options' shows what these
+    do for the plain port.
+
     Args:
       model: ours.
       task: what to do.
       policies: the remat policies to train with.
     """
-    found = {"plain": functools.partial(_compiled, plain_port(model), task)}
+    plain = functools.partial(_compiled, plain_port(model), task)
+    found = {"plain": functools.partial(plain, {})}
+    options = compiler_options()
+    if options:
+        found["plain_options"] = functools.partial(plain, options)
     if task.train:
         for policy in policies:
             ours = model.copy(remat=policy)
-            found[f"ours_{policy}"] = functools.partial(_compiled, ours, task)
+            found[f"ours_{policy}"] = functools.partial(
+                _compiled, ours, task, options
+            )
     else:
-        found["ours"] = functools.partial(_compiled, model, task)
+        found["ours"] = functools.partial(_compiled, model, task, options)
         folded, variables = fold_norms(model, task.variables)
         found["ours_folded"] = functools.partial(
-            _compiled, folded, task._replace(variables=variables)
+            _compiled, folded, task._replace(variables=variables), options
         )
     if torchvision_absent(model) is None:
         for name in TORCHVISION:
@@ -124,20 +133,24 @@ def _initial_variables(model, rng) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(flat)
 
 
-def _compiled(model: nn.Module, task: Task) -> Contender:
+def _compiled(
+    model: nn.Module, task: Task, options: Mapping[str, str]
+) -> Contender:
     # Copies: training overwrites them.
     variables = jax.tree.map(jnp.array, task.variables)
     batch = {"image": jnp.array(task.images), "label": jnp.array(task.labels)}
     if task.train:
         state = programs.train_state(model, task.images.shape[1], variables)
-        program = programs.train_program(model, state, batch)
+        program = programs.train_program(model, state, batch, **options)
 
         def step():
             nonlocal state
             state, loss = jax.block_until_ready(program.run(state, batch))
             return np.asarray(loss)
     else:
-        program = programs.infer_program(model, variables, batch["image"])
+        program = programs.infer_program(
+            model, variables, batch["image"], **options
+        )
 
         def step():
             return np.asarray(program.run(variables, batch["image"]))

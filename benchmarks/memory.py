@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # To run as a file.
 
 from benchmarks import arguments, programs, report
 from benchmarks.plain import plain_port
-from densenet_jax import create_model
+from densenet_jax import compiler_options, create_model
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import REMAT_POLICIES
 from densenet_jax.tools import command
@@ -98,8 +98,9 @@ def step_memory(model: nn.Module, batch_size: int) -> int:
     )
     # Optimising machine code takes most of the time and moves no buffer: at
     # depth 40 the memory is the same to the byte.
-    fast = {"xla_backend_optimization_level": 0}
-    options = fast if jax.default_backend() == "cpu" else {}
+    options = compiler_options()
+    if jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = 0
     return programs.train_program(model, state, batch, **options).temp_bytes
 
 

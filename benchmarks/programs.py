@@ -66,9 +66,12 @@ def train_state(model: nn.Module, image_size: int, variables: Any = None):
     )
 
 
-def infer_program(model: nn.Module, variables: Any, images: Any) -> Program:
+def infer_program(
+    model: nn.Module, variables: Any, images: Any, **compiler_options: Any
+) -> Program:
     """(variables, images) -> logits."""
-    return _compile(jax.jit(model.apply), (variables, images), {})
+    apply = jax.jit(model.apply)
+    return _compile(apply, (variables, images), compiler_options)
 
 
 def _compile(function, arguments, compiler_options) -> Program:

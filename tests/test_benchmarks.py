@@ -104,7 +104,8 @@ def test_steps_are_measured(capsys, monkeypatch, flags, names):
     assert "Without torchvision: not wanted." in printed
     assert "Others use this machine (load 6.8)" in printed
     assert result["load"] == 6.81
-    assert list(result["results"]) == ["plain", *names]
+    names = ["plain", "plain_options", *names]
+    assert list(result["results"]) == names
     for name, values in result["results"].items():
         assert f"| {name} " in printed
         assert values["images_per_second"] > 0

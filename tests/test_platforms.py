@@ -42,10 +42,10 @@ def assert_equal_forms(operation, *arrays, **settings):
     ("size", "stride", "padding", "inputs", "outputs"),
     [
         (1, 1, 0, 5, 3),
-        (3, 1, 1, 5, 2),  # windows of the gradient
+        (3, 1, 1, 5, 2),  # products
         (3, 1, 0, 5, 2),
-        (3, 1, 1, 2, 5),  # windows of the images
-        (3, 1, 3, 5, 2),
+        (3, 1, 3, 5, 2),  # native: more padding than a window reaches
+        (3, 1, 1, 2, 5),  # native: to more channels
         (7, 2, 3, 3, 4),  # the stem
         (2, 2, 0, 4, 3),
     ],
@@ -109,18 +109,33 @@ def test_forms_of_average_pooling(shape):
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("form", platforms.FORMS)
-def test_what_is_stored_is_first(form):
-    x, space = normal(2, 3, 4, 5), normal(2, 3, 4, 7)
+def test_what_is_stored_stays_the_same(form, dtype):
+    x = jnp.array(normal(2, 3, 4, 5), dtype)
 
-    stored = platforms.store(jnp.array(x), jnp.array(space), form)
+    stored = jax.jit(platforms.store, static_argnums=1)(x, form)
 
-    np.testing.assert_array_equal(stored[..., :5], x.astype(stored.dtype))
+    np.testing.assert_array_equal(stored, x)
+
+
+def test_cpus_make_what_is_stored_once():
+    def read_thrice(x, y, keep):
+        difference = keep(x - y)
+        return [difference[:, i:] * difference[:, : 8 - i] for i in (1, 2, 3)]
+
+    def times_made(keep):
+        x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+        program = jax.jit(read_thrice, static_argnums=2).lower(x, x, keep)
+        return program.compile().as_text().count(" subtract(")
+
+    assert times_made(lambda x: x) == 3
+    assert times_made(platforms.store) == 1
 
 
 def test_the_gradient_of_a_kernel_in_bfloat16_sums_in_float32():
-    x = jnp.ones((2, 32, 32, 1), jnp.bfloat16)
-    kernel = jnp.ones((3, 3, 1, 4), jnp.bfloat16)
+    x = jnp.ones((2, 32, 32, 4), jnp.bfloat16)
+    kernel = jnp.ones((3, 3, 4, 1), jnp.bfloat16)
 
     gradient = jax.grad(
         lambda k: platforms.convolve(x, k, 1, 1, "products").sum(
@@ -191,6 +206,20 @@ def test_a_sharded_batch_stays_where_it_is(monkeypatch):
     assert "all-reduce" in program
     for moving in "all-gather", "all-to-all", "collective-permute":
         assert moving not in program
+
+
+def test_the_compiler_options_are_for_cpus():
+    options = platforms.compiler_options()
+    assert options == platforms.compiler_options("cpu")
+    assert platforms.compiler_options("tpu") == {}
+
+    def program(options):
+        product = jax.jit(jnp.dot, compiler_options=options)
+        x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+        return product.lower(x, x).compile().as_text()
+
+    assert "ynn" in program({})
+    assert "ynn" not in program(options)
 
 
 def test_an_unknown_form_is_named():

@@ -129,15 +129,18 @@ def _backward(settings, residuals, cotangents):
             _slice(moments, channels, None),
             _slice(moments_gradient, channels, None),
         )
-        x = _wait_for(new, features)[..., :channels]
-        x_moments = _slice(moments, 0, channels)
+        # What is made of them cannot be made before these gradients are known.
+        x = features + _unknown_zero(new[:, :1, :1, :1])
+        x, x_moments = x[..., :channels], _slice(moments, 0, channels)
         bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
         layer_gradient = {}
         if second:
             if bottlenecks is not None:
-                bottleneck = _wait_for(new, bottlenecks[i])
+                bottleneck = bottlenecks[i]
+            zero = _unknown_zero(moments_gradient.mean[0])
+            waiting = Moments(*(m + zero for m in bottleneck_moments[i]))
             _, second_vjp = jax.vjp(
-                second, _stage(layer, 2), bottleneck, bottleneck_moments[i]
+                second, _stage(layer, 2), bottleneck, waiting
             )
             stage, new, new_moments = second_vjp(new)
             layer_gradient |= stage
@@ -149,7 +152,7 @@ def _backward(settings, residuals, cotangents):
         pending.append(x_gradient)
         if len(pending) > _MAX_PENDING:
             total = _total(pending, slice(channels)).astype(features.dtype)
-            pending = [store(total, pending[0], settings.form)]
+            pending = [store(total, settings.form)]
         moments_gradient = jax.tree.map(
             jnp.add, _slice(moments_gradient, 0, channels), x_moments_gradient
         )
@@ -158,7 +161,8 @@ def _backward(settings, residuals, cotangents):
     x_gradient = _through_moments(
         _total(pending, own), features[..., own], moments, moments_gradient
     )
-    return x_gradient, gradients[::-1], None
+    # The max pool's gradient reads each value several times.
+    return store(x_gradient, settings.form), gradients[::-1], None
 
 
 dense_block.defvjp(_forward, _backward)
@@ -199,16 +203,13 @@ def _slice(moments, start, stop):
     return Moments(*(m[start:stop] for m in moments))
 
 
-def _wait_for(gradient, x):
-    """x, from which XLA makes nothing before the gradient is known.
+def _unknown_zero(x):
+    """Zeros of which XLA only knows that they are made of x.
 
-    It cannot know these zeros. XLA:CPU drops a barrier, and for TPUs it copies
-    what waits behind one into another layout.
-
-    Args:
-      gradient, x: [batch, height, width, channels], and the same batch.
+    XLA:CPU drops a barrier, and for TPUs it copies what waits behind one into
+    another layout.
     """
-    return x + 0 * gradient[:, :1, :1, :1]
+    return 0 * x
 
 
 def _total(gradients, channels):

@@ -74,18 +74,29 @@ def max_pool(
     return _forms(form).max_pool(x, size, stride, padding)
 
 
-def store(x: jax.Array, space: jax.Array, form: str = "auto") -> jax.Array:
-    """x, as something that is in memory, where a compiler would forget it.
+def store(x: jax.Array, form: str = "auto") -> jax.Array:
+    """x, made once for all that read it, where a compiler would repeat it.
+
+    Numbers stay the same; an infinity may become a NaN.
+    """
+    return _forms(form).store(x)
+
+
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+    """What to give `jax.jit` as `compiler_options`, to compile for a platform.
+
+    By default XLA:CPU hands products and convolutions to YNNPACK, which runs
+    many of them on one thread; with these options only sums go there, and
+    Eigen uses all cores. Nothing is set for other platforms.
 
     Args:
-      x: [batch, height, width, channels].
-      space: of x's dtype, [batch, height, width, more channels], no longer in
-        use.
-
-    Returns:
-      [batch, height, width, channels or more]; x is the first channels.
+      platform: 'cpu', 'tpu' or 'gpu'; by default that of
+        `jax.default_backend`.
     """
-    return _forms(form).store(x, space)
+    if (platform or jax.default_backend()) != "cpu":
+        return {}
+    kind = "xla_cpu_experimental_ynn_fusion_type"
+    return {kind: "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def _forms(form):
@@ -108,20 +119,23 @@ def _native_convolve(x, kernel, stride, padding):
 
 
 def _products_convolve(x, kernel, stride, padding):
-    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        # Rows first: XLA transposes a product that sums over three axes.
-        rows = x.reshape(-1, x.shape[-1])
-        return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
-    return _product_gradient_convolve(x, kernel, stride, padding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product_gradient_convolve(x, kernel, stride, padding):
     size, _, inputs, outputs = kernel.shape
-    if stride > 1 or outputs >= inputs:
-        return _native_convolve(x, kernel, stride, padding)
-    # One product of each pixel with the whole kernel; each place's part of it
-    # belongs to another pixel.
+    if size == 1 and stride == 1 and padding == 0:
+        # Rows first: XLA transposes a product that sums over three axes.
+        rows = x.reshape(-1, inputs)
+        return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], outputs)
+    if stride == 1 and padding < size and outputs < inputs:
+        return _window_convolve(x, kernel, padding)
+    return _native_convolve(x, kernel, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _window_convolve(x, kernel, padding):
+    """One product of each pixel of x with the whole kernel.
+
+    Each place's part of it belongs to another pixel.
+    """
+    size, _, inputs, outputs = kernel.shape
     x = jnp.pad(x, _borders(padding))
     height, width = (n - size + 1 for n in x.shape[1:3])
     products = lax.dot_general(
@@ -137,43 +151,36 @@ def _product_gradient_convolve(x, kernel, stride, padding):
     ).astype(x.dtype)
 
 
-def _product_gradient_forward(x, kernel, stride, padding):
-    y = _product_gradient_convolve(x, kernel, stride, padding)
-    return y, (x, kernel)
+def _window_convolve_forward(x, kernel, padding):
+    return _window_convolve(x, kernel, padding), (x, kernel)
 
 
-def _product_gradient_backward(stride, padding, residuals, gradient):
+def _window_convolve_backward(padding, residuals, gradient):
     x, kernel = residuals
-    transposed = jax.linear_transpose(
-        lambda x: _native_convolve(x, kernel, stride, padding), x
-    )
     size, _, inputs, outputs = kernel.shape
-    if stride == 1 and padding < size and outputs < inputs:
-        # A window of the gradient lies around each pixel of x, reversed.
-        product = _window_product(gradient, x, size, 1, size - 1 - padding)
-        windows = product.reshape(size, size, outputs, inputs)
-        kernel_gradient = jnp.flip(windows, (0, 1)).swapaxes(2, 3)
-    else:
-        product = _window_product(x, gradient, size, stride, padding)
-        kernel_gradient = product.reshape(kernel.shape)
+    transposed = jax.linear_transpose(
+        lambda x: _native_convolve(x, kernel, 1, padding), x
+    )
+    # A window of the gradient lies around each pixel of x, reversed.
+    product = _window_product(gradient, x, size, size - 1 - padding)
+    windows = product.reshape(size, size, outputs, inputs)
+    kernel_gradient = jnp.flip(windows, (0, 1)).swapaxes(2, 3)
     return *transposed(gradient), kernel_gradient.astype(kernel.dtype)
 
 
-_product_gradient_convolve.defvjp(
-    _product_gradient_forward, _product_gradient_backward
-)
+_window_convolve.defvjp(_window_convolve_forward, _window_convolve_backward)
 
 # So many bytes of windows at a time stay in a core's cache.
 _WINDOW_BYTES = 2.5e6
 
 
-def _window_product(x, y, size, stride, padding):
+def _window_product(x, y, size, padding):
     """The sum over all pixels of the window of x there times y there.
 
     Args:
       x: [batch, height, width, in].
       y: [batch, height of the windows, width of the windows, out].
-      size, stride, padding: of the windows.
+      size, padding: of the windows.
 
     Returns:
       [size * size * in, out], of at least float32.
@@ -184,9 +191,9 @@ def _window_product(x, y, size, stride, padding):
     def product(x, y):
         # As wide as a window and one pixel high; a product for each row.
         strips = jnp.concatenate(
-            [x[:, :, _places(j, width, stride)] for j in range(size)], axis=-1
+            [x[:, :, j : j + width] for j in range(size)], axis=-1
         )
-        rows = [strips[:, _places(i, y.shape[1], stride)] for i in range(size)]
+        rows = [strips[:, i : i + y.shape[1]] for i in range(size)]
         return jnp.concatenate(
             [
                 lax.dot_general(
@@ -206,9 +213,8 @@ def _window_product(x, y, size, stride, padding):
     part = height // parts
 
     def add(i, total):
-        read = part * stride + size - stride
         return total + product(
-            lax.dynamic_slice_in_dim(x, i * part * stride, read, axis=1),
+            lax.dynamic_slice_in_dim(x, i * part, part + size - 1, axis=1),
             lax.dynamic_slice_in_dim(y, i * part, part, axis=1),
         )
 
@@ -230,11 +236,6 @@ def _parts(height, row_bytes):
 
 def _sum_dtype(x):
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-
-
-def _places(first, number, stride):
-    """Every stride-th place from the first on."""
-    return slice(first, first + (number - 1) * stride + 1, stride)
 
 
 def _borders(padding):
@@ -323,17 +324,23 @@ def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
     return (padded[:, padding : padding + height, padding : padding + width],)
 
 
+def _places(first, number, stride):
+    """Every stride-th place from the first on."""
+    return slice(first, first + (number - 1) * stride + 1, stride)
+
+
 _indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
 
 
 # Forms of storing.
 
 
-def _update(x, space):
-    return lax.dynamic_update_slice(space, x, (0,) * x.ndim)
+def _divide(x):
+    # XLA:CPU repeats no division, and cannot know that this is one by one.
+    return x / (1 + 0 * x)
 
 
-def _leave(x, space):
+def _leave(x):
     return x
 
 
@@ -358,7 +365,7 @@ FORMS = {
         convolve_and_pool=_pool_first,
         max_pool=_indexed_max_pool,
         # It makes a sum anew for each reader, and keeps all that it is made of.
-        store=_update,
+        store=_divide,
     ),
     # On TPUs and GPUs.
     "native": Forms(

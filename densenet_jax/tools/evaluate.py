@@ -13,6 +13,7 @@ import jax
 
 from densenet_jax.checkpoints.torch_weights import load_weights
 from densenet_jax.data.sources import open_source
+from densenet_jax.models.platforms import compiler_options
 from densenet_jax.tools import command
 from densenet_jax.training import evaluation, sharding, steps
 
@@ -51,7 +52,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         jax.jit(
             functools.partial(
                 steps.eval_step, model=model, normalize=preprocessing.normalize
-            )
+            ),
+            compiler_options=compiler_options(),
         ),
         variables,
         source.examples,

@@ -16,6 +16,7 @@ from densenet_jax.choices import check_choice
 from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.platforms import compiler_options
 from densenet_jax.models.registry import create_model, list_models
 from densenet_jax.training import sharding, steps
 from densenet_jax.training.optimizer import make_optimizer, make_schedule
@@ -147,6 +148,7 @@ def build(
         jax.eval_shape(init),
     )
     struct = functools.partial(jax.ShapeDtypeStruct, sharding=split)
+    options = compiler_options(mesh.devices.flat[0].platform)
     train_step = functools.partial(
         steps.train_step,
         model=model,
@@ -176,6 +178,7 @@ def build(
             train_step,
             donate_argnums=0,
             out_shardings=(everywhere, everywhere),
+            compiler_options=options,
         ),
         eval_step=jax.jit(
             functools.partial(
@@ -184,6 +187,7 @@ def build(
                 normalize=preprocessing.normalize,
             ),
             out_shardings=everywhere,
+            compiler_options=options,
         ),
     )
 
