@@ -86,26 +86,32 @@ def dense_block(
 
 
 def _forward(settings, x, layers, keys):
-    features, moments = [x], [batch_moments(x)]
+    # One array that each layer adds to: a concatenation for each layer would be
+    # written for each, piece by piece.
+    channels = x.shape[-1]
+    total = channels + sum(map(_growth_rate, layers))
+    features = jax.lax.empty((*x.shape[:-1], total), x.dtype)
+    features = jax.lax.dynamic_update_slice_in_dim(features, x, 0, axis=-1)
+    moments = [batch_moments(x)]
     bottlenecks, bottleneck_moments = [], []
     for i, layer in enumerate(layers):
         first, second = _functions(settings, layer, keys[i])
         new = first(
             _stage(layer, 1),
-            jnp.concatenate(features, axis=-1),
+            features[..., :channels],
             concatenate_moments(moments),
         )
         if second:
             bottlenecks.append(new)
             bottleneck_moments.append(batch_moments(new))
             new = second(_stage(layer, 2), new, bottleneck_moments[-1])
-        features.append(new)
+        features = jax.lax.dynamic_update_slice_in_dim(
+            features, new, channels, axis=-1
+        )
         moments.append(batch_moments(new))
-    output = Output(
-        jnp.concatenate(features, axis=-1),
-        concatenate_moments(moments),
-        bottleneck_moments,
-    )
+        channels += new.shape[-1]
+    moments = concatenate_moments(moments)
+    output = Output(features, moments, bottleneck_moments)
     kept = bottlenecks if settings.keep_bottlenecks else None
     return output, (output, layers, keys, kept)
 
