@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import arguments, contenders, memory, step
+from benchmarks import arguments, contenders, memory, step, tpu
 from benchmarks.plain import plain_port
 from densenet_jax import create_model
+from densenet_jax.analysis.compiled import Program
+from densenet_jax.analysis.plans import Target, Trial
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.tools import plan
 from tests.random_variables import random_variables
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +166,59 @@ def test_outputs_are_compared_step_by_step():
         wrong = {"plain": plain, "ours": [np.float32(2), np.float32(second)]}
         with pytest.raises(ValueError, match=r"ours computes something else"):
             step.compare(wrong)
+
+
+TINY_RECIPE = (
+    "--config=configs/digits.py",
+    "--config.model.block_layers=(1,)",
+    "--config.model.growth_rate=4",
+)
+
+
+def test_a_plain_port_takes_the_models_place_for_a_tpu(capsys, monkeypatch):
+    models = []
+
+    def trace(step, built, target):
+        model = step.__wrapped__.keywords["model"]
+        models.append((type(model).__name__, getattr(model, "remat", None)))
+        step.trace(built.state, built.batch)
+        if len(models) == 3:
+            return Trial(None, "full", 2.0)
+        return Trial(Program(*[1e9] * 8, {}, {}, {}), None, 2.0)
+
+    monkeypatch.setattr(plan, "compile_step", trace)
+    monkeypatch.setattr(
+        plan, "find_target", lambda name: Target(name, jax.devices(), 1, None)
+    )
+
+    assert tpu.main([*TINY_RECIPE, "--policies=none,layer"]) == 0
+
+    printed = capsys.readouterr().out
+    *_, fitting, failing, _, last = printed.splitlines()
+    assert re.findall(r"[^ |]+", fitting)[:3] == ["none", "1000.0", "1.00"]
+    assert re.findall(r"[^ |]+", failing) == ["layer", *"----", "2"]
+    results = json.loads(last)["results"]
+    assert list(results) == ["plain", "none", "layer"]
+    assert results["layer"]["problem"] == "full"
+    assert models == [
+        ("PlainDenseNet", None),
+        ("DenseNet", "none"),
+        ("DenseNet", "layer"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_plain_port_and_ours_are_compiled_for_a_tpu(capsys):
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+
+    assert tpu.main([*TINY_RECIPE, "--policies=none", "--batch_size=64"]) == 0
+
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    plain, ours = results["plain"], results["none"]
+    assert 0 < ours["flops"] <= plain["flops"]
+    assert 0 < ours["bytes_accessed"] < plain["bytes_accessed"]
+    for result in plain, ours:
+        assert result["cycles"] > 0
 
 
 def test_memory_of_a_step_is_that_of_its_activations():

@@ -144,7 +144,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.parametrize("name", chips.CHIPS)
 def test_every_topology_is_known_to_the_compiler(name):
     for topology in chips.topologies(name):
-        target = plan._find_target(topology)
+        target = plan.find_target(topology)
         assert len(target.devices) == chips.num_chips(topology)
 
 

@@ -22,7 +22,8 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -52,10 +53,10 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = command.read_config(arguments.config, overrides)
     if arguments.batch_size is not None:
         config.batch_size = arguments.batch_size
-    target = _find_target(arguments.topology)
+    target = find_target(arguments.topology)
     if target.chip is not None and config.model.form is None:
         config.model.form = "native"  # 'auto' is what suits this machine.
-    sources, remark = _open_sources(config)
+    sources, remark = open_sources(config)
     build = functools.partial(
         experiment.build,
         mesh=sharding.make_mesh(target.devices),
@@ -72,7 +73,8 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         changed.model.remat = policy
         changed.batch_size = batch_size
         _say(f"remat={policy}, batch {batch_size:,}: compiling ...")
-        trial = _compile(build(changed), target.devices[0].platform)
+        built = build(changed)
+        trial = compile_step(built.train_step, built, target)
         _say(f"  {_outcome(trial)} ({trial.seconds:,.0f} s)")
         return trial
 
@@ -112,7 +114,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"\n{json.dumps(result)}")
 
 
-def _find_target(topology: str | None) -> Target:
+def find_target(topology: str | None) -> Target:
     """The devices of a topology; without one, those of this machine."""
     if topology is None:
         devices = jax.local_devices()
@@ -137,7 +139,7 @@ def _find_target(topology: str | None) -> Target:
     return Target(topology, described.devices, chip.memory, chip)
 
 
-def _open_sources(config: ConfigDict) -> tuple[tuple[Source, Source], str]:
+def open_sources(config: ConfigDict) -> tuple[tuple[Source, Source], str]:
     """The data or what stands in for it, and a remark if it does."""
     try:
         return experiment.open_sources(config), ""
@@ -151,10 +153,16 @@ def _open_sources(config: ConfigDict) -> tuple[tuple[Source, Source], str]:
     return (source, source), remark
 
 
-def _compile(built: experiment.Experiment, platform: str) -> Trial:
+def compile_step(
+    train_step: Callable[..., Any],
+    built: experiment.Experiment,
+    target: Target,
+) -> Trial:
+    """Compiles a step for the target, traced with an experiment's shapes."""
     began = time.perf_counter()
     program = problem = None
-    traced = built.train_step.trace(built.state, built.batch)
+    platform = target.devices[0].platform
+    traced = train_step.trace(built.state, built.batch)
     try:
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
         program = read_program(compiled)

@@ -1,0 +1,113 @@
+"""What a TPU's compiler says of a training step: ours, and a plain port's.
+
+python benchmarks/tpu.py --config=configs/densenet121.py \\
+    --config.model.dtype=bfloat16 --topology=v5e:1x1 --batch_size=128
+
+Compiles a recipe's training step, as `densenet_jax.tools.plan` does, under
+each remat policy, and once with a plain linen port (`plain.py`) in the model's
+place. No TPU is needed, and nothing runs. Each takes minutes; figures are told
+as they come. The last line is one JSON object.
+"""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # To run as a file.
+
+from benchmarks import arguments, report
+from benchmarks.plain import plain_port
+from densenet_jax.analysis import plans
+from densenet_jax.analysis.plans import Trial
+from densenet_jax.models.densenet import REMAT_POLICIES
+from densenet_jax.tools import command, plan
+from densenet_jax.training import experiment, sharding
+
+
+def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Compiles, and prints the table and the JSON object."""
+    jax.config.update("jax_platforms", "cpu")
+    target = plan.find_target(flags.topology)
+    config = command.read_config(flags.config, overrides)
+    config.batch_size = flags.batch_size
+    config.model.form = "native"
+    sources, _ = plan.open_sources(config)
+    mesh = sharding.make_mesh(target.devices)
+    trials = {}
+    for name in ("plain", *flags.policies):
+        print(f"compiling {name} ...", file=sys.stderr, flush=True)
+        changed = config.copy_and_resolve_references()
+        changed.model.remat = "none" if name == "plain" else name
+        built = experiment.build(changed, mesh=mesh, sources=sources)
+        step = plain_step(built) if name == "plain" else built.train_step
+        trials[name] = plan.compile_step(step, built, target)
+        print(table({name: trials[name]}), file=sys.stderr, flush=True)
+    environment = report.environment()
+    print(
+        f"\n{config.model.name}, {config.model.dtype}, batch "
+        f"{config.batch_size:,} on {target.name}, for each chip; "
+        f"{report.describe(environment)}\n\n{table(trials)}\n"
+    )
+    results = {
+        name: plans.trial_json(trial, target) for name, trial in trials.items()
+    }
+    settings = vars(flags) | {"overrides": overrides}
+    print(json.dumps({**settings, "results": results, **environment}))
+
+
+def plain_step(built: experiment.Experiment) -> Callable[..., Any]:
+    """The experiment's training step with the plain port as its model."""
+    step = built.train_step.__wrapped__
+    return jax.jit(
+        functools.partial(step, model=plain_port(built.model)), donate_argnums=0
+    )
+
+
+def table(trials: Mapping[str, Trial]) -> str:
+    """One line each; what does not fit has no figures."""
+    figures = {
+        "Mcycles": lambda p: f"{p.cycles / 1e6:.1f}",
+        "temp GB": lambda p: f"{p.temp_bytes / 1e9:.2f}",
+        "GFLOP": lambda p: f"{p.flops / 1e9:,.0f}",
+        "GB moved": lambda p: f"{p.bytes_accessed / 1e9:.1f}",
+    }
+    rows = [
+        [
+            name,
+            *(
+                figure(trial.program) if trial.program else "-"
+                for figure in figures.values()
+            ),
+            f"{trial.seconds:.0f}",
+        ]
+        for name, trial in trials.items()
+    ]
+    return report.markdown_table(["", *figures, "compile s"], rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status, 1 after an error."""
+    parser = arguments.parser(__doc__)
+    command.add_config(parser)
+    parser.add_argument("--topology", default="v5e:1x1")
+    parser.add_argument("--batch_size", type=arguments.positive, default=128)
+    parser.add_argument(
+        "--policies",
+        type=arguments.policies,
+        default=tuple(REMAT_POLICIES),
+        help=f"of {', '.join(REMAT_POLICIES)}; default: all",
+    )
+    overrides, words = command.split_overrides(argv)
+    return command.run(
+        parser, functools.partial(benchmark, overrides=overrides), words
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
