@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
             norm_epsilon=placeholder(float),
             norm_momentum=placeholder(float),
             dtype="float32",  # or bfloat16
-            remat=placeholder(str),
+            remat="convs",  # or none, half, layer: see Memory in the README
             form=placeholder(str),
         )
     )

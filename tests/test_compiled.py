@@ -153,7 +153,7 @@ def test_collectives_of_a_sharded_program():
 
 
 BACKWARD = "jit(train_step)/transpose(jvp(DenseNet))/DenseNet.features"
-REMAT = f"{BACKWARD}/denseblock1/jvp(DenseNet)/DenseNet.features/denseblock1"
+BLOCK = f"{BACKWARD}/denseblock1/denseblock1._recomputing"
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,12 @@ REMAT = f"{BACKWARD}/denseblock1/jvp(DenseNet)/DenseNet.features/denseblock1"
         (f"{BACKWARD}/norm5/mul", "norm5, backward"),
         (f"{BACKWARD}/denseblock1/concatenate", "denseblock1, backward"),
         (
-            f"{REMAT}/checkpoint/rematted_computation/denselayer2/norm2/mul",
-            "denseblock1 norm2, recomputed",
-        ),
-        (
-            f"{REMAT}/checkpoint/denselayer2/conv2/conv_general_dilated",
+            f"{BLOCK}/transpose(jvp(conv2))/conv_general_dilated",
             "denseblock1 conv2, backward",
         ),
+        (f"{BLOCK}/jvp(conv1)/mul", "denseblock1 conv1, recomputed"),
+        (f"{BLOCK}/jvp()/mul", "denseblock1, recomputed"),
+        (f"{BLOCK}/add", "denseblock1, backward"),
         (
             "jit(train_step)/jvp(DenseNet)/DenseNet.features/denseblock1/"
             "denselayer2/norm1/norm1._update/add",
@@ -197,8 +196,11 @@ def test_layer_names(op_name, expected):
     assert layer_name(op_name) == expected
 
 
-def test_a_real_program_names_its_layers():
-    model = DenseNet((1,), growth_rate=4, stem="cifar", num_classes=3)
+@pytest.mark.parametrize("remat", ["none", "convs"])
+def test_a_real_program_names_its_layers(remat):
+    model = DenseNet(
+        (1,), growth_rate=4, stem="cifar", num_classes=3, remat=remat
+    )
     images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
@@ -217,9 +219,10 @@ def test_a_real_program_names_its_layers():
     )
     hlo = lowered.compile().as_text()
     names = {layer_name(n) for n in re.findall(r'op_name="([^"]*/[^"]*)"', hlo)}
-    for layer in ("conv0", "denseblock1", "norm5", "classifier"):
+    for layer in ("conv0", "denseblock1 conv", "norm5", "classifier"):
         for which in ("forward", "backward"):
             assert any(
                 name.startswith(layer) and name.endswith(which)
                 for name in names
             ), (layer, which)
+    assert ("denseblock1 conv1, recomputed" in names) == (remat == "convs")

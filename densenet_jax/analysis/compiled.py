@@ -28,8 +28,8 @@ _ARRAY = re.compile(r"([a-z]+(\d*)\w*)\[([\d,]*)\]")
 
 # What JAX puts into the name of an operation beside the modules around it.
 _NOT_A_MODULE = re.compile(
-    r".*[(.].*|[A-Z].*|checkpoint|rematted_computation|cond|while|body"
-    r"|branch_\d+_fun|closed_call|custom_[jv][vj]p_call.*"
+    r"|.*[(.].*|[A-Z].*|cond|while|body|branch_\d+_fun|closed_call"
+    r"|custom_[jv][vj]p_call.*"
 )
 
 
@@ -116,7 +116,8 @@ def layer_name(op_name: str) -> str:
     >>> layer_name("jit(f)/jvp(Net)/block1/denselayer2/conv1/dot_general")
     'block1 conv1, forward'
 
-    The layers of a dense block are taken together. What a model does between
+    The layers of a dense block are taken together; what one makes again for
+    its backward pass is 'recomputed'. What a model does between
     its layers has the name of its method, as 'features' or 'head'; what is not
     the model's is the 'loss' where it is differentiated, else 'optimizer and
     metrics'.
@@ -125,8 +126,13 @@ def layer_name(op_name: str) -> str:
     *scopes, _ = op_name.split(";")[0].split("/")
     differentiated = [i for i, s in enumerate(scopes) if "jvp(" in s]
     if differentiated:
-        # A recomputed layer is named from the outermost module once more.
-        scopes = scopes[differentiated[-1] + 1 :]
+        scopes = scopes[differentiated[0] :]
+    # A block that recomputes differentiates its layers by itself.
+    passes = [scope for scope in scopes if "jvp(" in scope]
+    scopes = [
+        re.sub(r"(?:transpose\()?jvp\((\w*)\)+", r"\1", scope)
+        for scope in scopes
+    ]
     layers = [
         scope
         for scope in scopes
@@ -136,10 +142,9 @@ def layer_name(op_name: str) -> str:
     methods = re.findall(r"\w+\.(\w+)", "/".join(scopes))
     if not layers and not methods and not differentiated:
         return "optimizer and metrics"
-    if "rematted_computation" in op_name:
-        which = "recomputed"
-    else:
-        which = "backward" if "transpose(" in op_name else "forward"
+    which = "forward"
+    if "transpose(" in op_name:
+        which = "backward" if "transpose(" in passes[-1] else "recomputed"
     return f"{' '.join(layers or methods[-1:] or ['loss'])}, {which}"
 
 

@@ -185,18 +185,20 @@ def _functions(settings, layer, keys):
 
 
 def _norm_relu_conv(settings, key, stage, x, moments):
+    (name,) = (k for k in stage if k.startswith("conv"))
     (norm,) = (v for k, v in stage.items() if k.startswith("norm"))
-    (conv,) = (v for k, v in stage.items() if k.startswith("conv"))
+    conv = stage[name]
     kernel = conv["kernel"].astype(settings.dtype)
-    affine = normalisation(
-        **norm, moments=moments, epsilon=settings.norm_epsilon
-    )
-    x = nn.relu(affine(x).astype(settings.dtype))
-    y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.form)
     dropout = nn.Dropout(
         settings.dropout_rate, deterministic=False, parent=None
     )
-    return dropout.apply({}, y, rng=key)
+    with jax.named_scope(name):
+        affine = normalisation(
+            **norm, moments=moments, epsilon=settings.norm_epsilon
+        )
+        x = nn.relu(affine(x).astype(settings.dtype))
+        y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.form)
+        return dropout.apply({}, y, rng=key)
 
 
 def _stage(layer, number):
