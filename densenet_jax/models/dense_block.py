@@ -135,17 +135,18 @@ def _backward(settings, residuals, cotangents):
             _slice(moments, channels, None),
             _slice(moments_gradient, channels, None),
         )
-        # What is made of x, or with these moments, waits for later layers'
-        # gradients: XLA cannot know this zero. XLA:CPU drops a barrier, and
-        # for TPUs it copies what waits behind one into another layout.
-        zero = 0 * moments_gradient.mean[0]
-        x = (features + zero.astype(features.dtype))[..., :channels]
-        x_moments = _slice(moments, 0, channels)
+        # What is made of x waits for this gradient, what is made with moments
+        # for those of later layers: XLA cannot know these zeros. XLA:CPU drops
+        # a barrier, and for TPUs it copies what waits behind one into another
+        # layout.
+        x = features + 0 * new[:, :1, :1, :1]
+        x, x_moments = x[..., :channels], _slice(moments, 0, channels)
         bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
         layer_gradient = {}
         if second:
             if bottlenecks is not None:
                 bottleneck = bottlenecks[i]
+            zero = 0 * moments_gradient.mean[0]
             waiting = Moments(*(m + zero for m in bottleneck_moments[i]))
             _, second_vjp = jax.vjp(
                 second, _stage(layer, 2), bottleneck, waiting
