@@ -65,8 +65,8 @@ def makers(
 ) -> dict[str, Callable[[], Contender]]:
     """Makes each contender, by name; 'plain' is the baseline.
 
-    Ours are compiled with `compiler_options`; 'plain_options' shows what these
-    do for the plain port.
+    Ours are compiled with `compiler_options`; where there are any,
+    'plain_options' shows what they do for the plain port.
 
     Args:
       model: ours.

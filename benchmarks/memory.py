@@ -96,10 +96,10 @@ def step_memory(model: nn.Module, batch_size: int) -> int:
     state = jax.eval_shape(
         functools.partial(programs.train_state, model, _IMAGE_SIZE)
     )
-    # Optimising machine code takes most of the time and moves no buffer: at
-    # depth 40 the memory is the same to the byte.
     options = compiler_options()
     if jax.default_backend() == "cpu":
+        # Optimising machine code takes most of the time and moves no buffer: at
+        # depth 40 the memory is the same to the byte.
         options["xla_backend_optimization_level"] = 0
     return programs.train_program(model, state, batch, **options).temp_bytes
 

@@ -69,7 +69,7 @@ def train_state(model: nn.Module, image_size: int, variables: Any = None):
 def infer_program(
     model: nn.Module, variables: Any, images: Any, **compiler_options: Any
 ) -> Program:
-    """(variables, images) -> logits."""
+    """(variables, images) -> logits; options as for `train_program`."""
     apply = jax.jit(model.apply)
     return _compile(apply, (variables, images), compiler_options)
 

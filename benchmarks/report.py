@@ -10,7 +10,7 @@ import jax
 
 from densenet_jax.data.pipeline import usable_cores
 
-_PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision")
+_PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "torch", "torchvision")
 
 
 def environment() -> dict[str, Any]:

@@ -4,11 +4,12 @@ python benchmarks/step.py --mode=train --policies=none,convs
 python benchmarks/step.py --mode=infer --model=densenet169 --batch_size=1
 
 Ours (and folded, to infer), a plain linen port (`plain.py`), and torchvision
-run eagerly in both memory formats, where it is installed and has the net. They
-take turns, one step each a round; medians over the rounds. All begin with the
-same variables, and must give the same loss or logits. Training is forward,
-backward and SGD with momentum, in float32 on random images. The last line is
-one JSON object.
+run eagerly in both memory formats, where it is installed and has the net. Ours
+are compiled with `densenet_jax.compiler_options`, and so is the plain port a
+second time, where there are any. They take turns, one step each a round;
+medians over the rounds. All begin with the same variables, and must give the
+same loss or logits. Training is forward, backward and SGD with momentum, in
+float32 on random images. The last line is one JSON object.
 """
 
 import argparse

@@ -35,9 +35,13 @@ def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     target = plan.find_target(flags.topology)
     config = command.read_config(flags.config, overrides)
-    config.batch_size = flags.batch_size
-    config.model.form = "native"
-    sources, _ = plan.open_sources(config)
+    if flags.batch_size is not None:
+        config.batch_size = flags.batch_size
+    if config.model.form is None:
+        config.model.form = "native"  # 'auto' is what suits this machine.
+    sources, remark = plan.open_sources(config)
+    if remark:
+        print(remark)
     mesh = sharding.make_mesh(target.devices)
     trials = {}
     for name in ("plain", *flags.policies):
@@ -45,7 +49,9 @@ def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         changed = config.copy_and_resolve_references()
         changed.model.remat = "none" if name == "plain" else name
         built = experiment.build(changed, mesh=mesh, sources=sources)
-        step = plain_step(built) if name == "plain" else built.train_step
+        step = built.train_step
+        if name == "plain":
+            step = plain_step(built, sharding.replicated(mesh))
         trials[name] = plan.compile_step(step, built, target)
         print(table({name: trials[name]}), file=sys.stderr, flush=True)
     environment = report.environment()
@@ -61,11 +67,20 @@ def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(json.dumps({**settings, "results": results, **environment}))
 
 
-def plain_step(built: experiment.Experiment) -> Callable[..., Any]:
+def plain_step(
+    built: experiment.Experiment, everywhere: jax.sharding.Sharding
+) -> Callable[..., Any]:
     """The experiment's training step with the plain port as its model."""
+    if built.model.dropout_rate:
+        raise ValueError(
+            f"The plain port has no dropout, and the recipe's dropout_rate is "
+            f"{built.model.dropout_rate}: add --config.model.dropout_rate=0.0."
+        )
     step = built.train_step.__wrapped__
     return jax.jit(
-        functools.partial(step, model=plain_port(built.model)), donate_argnums=0
+        functools.partial(step, model=plain_port(built.model)),
+        donate_argnums=0,
+        out_shardings=everywhere,
     )
 
 
@@ -96,7 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments.parser(__doc__)
     command.add_config(parser)
     parser.add_argument("--topology", default="v5e:1x1")
-    parser.add_argument("--batch_size", type=arguments.positive, default=128)
+    parser.add_argument(
+        "--batch_size",
+        type=arguments.positive,
+        help="over all chips (the config's)",
+    )
     parser.add_argument(
         "--policies",
         type=arguments.policies,

@@ -207,14 +207,25 @@ def test_a_plain_port_takes_the_models_place_for_a_tpu(capsys, monkeypatch):
     ]
 
 
+def test_a_plain_port_does_not_stand_in_for_dropout(capsys, monkeypatch):
+    monkeypatch.setattr(
+        plan, "find_target", lambda name: Target(name, jax.devices(), 1, None)
+    )
+
+    assert tpu.main([*TINY_RECIPE, "--config.model.dropout_rate=0.2"]) == 1
+
+    assert "dropout_rate is 0.2" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_plain_port_and_ours_are_compiled_for_a_tpu(capsys):
     pytest.importorskip("libtpu", reason="libtpu is not installed")
 
     assert tpu.main([*TINY_RECIPE, "--policies=none", "--batch_size=64"]) == 0
 
-    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
-    plain, ours = results["plain"], results["none"]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "libtpu" in result["versions"]
+    plain, ours = (result["results"][name] for name in ("plain", "none"))
     assert 0 < ours["flops"] <= plain["flops"]
     assert 0 < ours["bytes_accessed"] < plain["bytes_accessed"]
     for result in plain, ours:
@@ -267,6 +278,8 @@ def test_memory_is_tabled_and_drawn(capsys, monkeypatch, tmp_path):
         (step.main, ["--rounds=0"], "0 is not positive"),
         (memory.main, ["--depths=40,101"], r"6 n \+ 4 does, as 100"),
         (memory.main, ["--depths=40"], "two depths or more"),
+        (tpu.main, [*TINY_RECIPE, "--policies=conv"], "Did you mean convs"),
+        (tpu.main, [*TINY_RECIPE, "--topology=v5"], "v5"),
     ],
 )
 def test_errors(capsys, main, flags, message):
@@ -278,7 +291,7 @@ def test_errors(capsys, main, flags, message):
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("script", ["step", "memory"])
+@pytest.mark.parametrize("script", ["step", "memory", "tpu"])
 def test_scripts_run_from_anywhere(tmp_path, script):
     command = [sys.executable, str(ROOT / f"benchmarks/{script}.py"), "-h"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)

@@ -188,6 +188,12 @@ BLOCK = f"{BACKWARD}/denseblock1/denseblock1._recomputing"
             "loss, backward",
         ),
         (f"{BACKWARD}/reduce_sum", "features, backward"),
+        (
+            f"jit(train_step)/jvp(DenseNet)/DenseNet.features/conv0/mul;"
+            f"{BACKWARD}/norm0/mul",
+            "conv0, forward",
+        ),
+        (f"jit(f)/jit(clip)/max;{BACKWARD}/norm0/mul", "optimizer and metrics"),
         ("jit(f)/jvp(DenseNet)/DenseNet.head/reduce_sum", "head, forward"),
         ("jit(train_step)/jit(clip)/max", "optimizer and metrics"),
     ],
@@ -225,4 +231,4 @@ def test_a_real_program_names_its_layers(remat):
                 name.startswith(layer) and name.endswith(which)
                 for name in names
             ), (layer, which)
-    assert ("denseblock1 conv1, recomputed" in names) == (remat == "convs")
+    assert ("denseblock1 norm1, recomputed" in names) == (remat == "convs")

@@ -27,6 +27,28 @@ def test_classes_come_from_the_data():
         _build(**{"model.num_classes": 9})
 
 
+@pytest.mark.parametrize("step", ["train_step", "eval_step"])
+def test_steps_are_compiled_with_options(monkeypatch, step):
+    monkeypatch.setattr(
+        experiment, "compiler_options", lambda platform: {platform: "on"}
+    )
+    built = _build(**{"model.block_layers": (1,)})
+    mask = jax.ShapeDtypeStruct((64,), bool)
+    variables = {
+        "params": built.state.params,
+        "batch_stats": built.state.batch_stats,
+    }
+    arguments = {
+        "train_step": (built.state, built.batch),
+        "eval_step": (variables, {**built.batch, "mask": mask}),
+    }
+
+    lowered = getattr(built, step).lower(*arguments[step])
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="option: 'cpu'"):
+        lowered.compile()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -167,6 +167,19 @@ def test_a_plan_for_a_tpu(run, topology):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_chips_share_the_work_of_a_recomputing_step(run):
+    policies, alone, shared = "--policies=convs", "v5e:1x1", "v5e:2x4"
+
+    _, one = run(*TINY, f"--topology={alone}", policies, "--batch_size=1024")
+    _, all_ = run(*TINY, f"--topology={shared}", policies, "--batch_size=8192")
+
+    one, all_ = (result["policies"]["convs"] for result in (one, all_))
+    assert all_["temp_bytes"] == pytest.approx(one["temp_bytes"], rel=0.1)
+    assert all_["flops"] == pytest.approx(one["flops"], rel=0.1)
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_a_step_that_is_too_large_for_a_tpu(run):
     lines, result = run(
         *TINY,

@@ -54,9 +54,11 @@ def _step(model, **options):
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_eight_devices_and_one_take_the_same_step(accumulate):
-    model = _model(dropout_rate=0.2)
+@pytest.mark.parametrize(
+    ("accumulate", "remat"), [(1, "none"), (2, "none"), (1, "convs")]
+)
+def test_eight_devices_and_one_take_the_same_step(accumulate, remat):
+    model = _model(dropout_rate=0.2, remat=remat)
     step = _step(model, accumulate=accumulate)
     state, batch = _state(model), _batch()
     mesh = sharding.make_mesh()

@@ -123,7 +123,8 @@ def layer_name(op_name: str) -> str:
     metrics'.
     """
     # Of merged operations the first; last comes the primitive.
-    *scopes, _ = op_name.split(";")[0].split("/")
+    op_name = op_name.split(";")[0]
+    *scopes, _ = op_name.split("/")
     differentiated = [i for i, s in enumerate(scopes) if "jvp(" in s]
     if differentiated:
         scopes = scopes[differentiated[0] :]

@@ -5,9 +5,9 @@ of the same parameters, for training, with a backward pass of its own. It keeps
 what convolutions made and makes concatenation, norm and ReLU again from there
 (Pleiss et al., Memory-Efficient Implementation of DenseNets, 1707.06990).
 
-The backward pass reads each layer's input as the first channels of the block's
-output: XLA would merge a repeated concatenation with the first one, and keep
-every layer's.
+Layers read the first channels of one array, in both passes. A concatenation for
+each would be written for each, and XLA would merge the backward pass's with the
+forward pass's and keep them all.
 """
 
 import dataclasses
@@ -86,8 +86,6 @@ def dense_block(
 
 
 def _forward(settings, x, layers, keys):
-    # One array that each layer adds to: a concatenation for each layer would be
-    # written for each, piece by piece.
     channels = x.shape[-1]
     total = channels + sum(map(_growth_rate, layers))
     features = jax.lax.empty((*x.shape[:-1], total), x.dtype)
@@ -170,8 +168,7 @@ def _backward(settings, residuals, cotangents):
     x_gradient = _through_moments(
         _total(pending, own), features[..., own], moments, moments_gradient
     )
-    # The max pool's gradient reads each value several times.
-    return store(x_gradient, settings.form), gradients[::-1], None
+    return x_gradient, gradients[::-1], None
 
 
 dense_block.defvjp(_forward, _backward)
@@ -186,18 +183,18 @@ def _functions(settings, layer, keys):
 
 
 def _norm_relu_conv(settings, key, stage, x, moments):
-    (name,) = (k for k in stage if k.startswith("conv"))
-    (norm,) = (v for k, v in stage.items() if k.startswith("norm"))
-    conv = stage[name]
-    kernel = conv["kernel"].astype(settings.dtype)
+    (norm,) = (name for name in stage if name.startswith("norm"))
+    (conv,) = (name for name in stage if name.startswith("conv"))
     dropout = nn.Dropout(
         settings.dropout_rate, deterministic=False, parent=None
     )
-    with jax.named_scope(name):
+    with jax.named_scope(norm):
         affine = normalisation(
-            **norm, moments=moments, epsilon=settings.norm_epsilon
+            **stage[norm], moments=moments, epsilon=settings.norm_epsilon
         )
         x = nn.relu(affine(x).astype(settings.dtype))
+    with jax.named_scope(conv):
+        kernel = stage[conv]["kernel"].astype(settings.dtype)
         y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.form)
         return dropout.apply({}, y, rng=key)
 

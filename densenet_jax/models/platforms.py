@@ -303,6 +303,7 @@ def _indexed_max_pool_forward(x, size, stride, padding):
 
 def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
     index, (batch, height, width, channels) = residuals
+    gradient = _divide(gradient)  # it is read for each place of a window
     rows, columns = (-(-(n + 2 * padding) // stride) for n in (height, width))
     # Of the padded x [batch, rows, stride, columns, stride, channels].
     total = jnp.zeros((), gradient.dtype)
@@ -357,8 +358,8 @@ class Forms(NamedTuple):
 FORMS = {
     # On CPUs. benchmarks/README.md has the figures.
     "products": Forms(
-        # XLA:CPU is fastest at products: they make 1x1 convolutions, those to
-        # fewer channels, and the gradients of all kernels.
+        # XLA:CPU is fastest at products: they make 1x1 convolutions, and those
+        # to fewer channels with the gradients of their kernels.
         convolve=_products_convolve,
         # It is slow at windows, slower at their gradients.
         average_pool=_reshaped_average_pool,

@@ -17,6 +17,7 @@ import numpy as np
 
 from densenet_jax.analysis import cam
 from densenet_jax.checkpoints.torch_weights import load_weights
+from densenet_jax.models.platforms import compiler_options
 from densenet_jax.tools import command, images
 
 
@@ -44,7 +45,8 @@ def draw(arguments: argparse.Namespace) -> None:
     channels = variables["params"]["conv0"]["kernel"].shape[2]
     preprocessing = command.preprocessing(arguments, channels)
     compute = jax.jit(
-        functools.partial(cam.activation_maps, model, method=method)
+        functools.partial(cam.activation_maps, model, method=method),
+        compiler_options=compiler_options(),
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
     for path, output in zip(arguments.images, outputs):

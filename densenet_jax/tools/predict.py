@@ -8,11 +8,13 @@ cropped. The defaults are those of torchvision's DenseNets for ImageNet.
 """
 
 import argparse
+import functools
 import sys
 
 import jax
 
 from densenet_jax.checkpoints.torch_weights import load_weights
+from densenet_jax.models.platforms import compiler_options
 from densenet_jax.tools import command, images
 
 _GUESSES = 5
@@ -27,7 +29,7 @@ def predict(arguments: argparse.Namespace) -> None:
     channels = variables["params"]["conv0"]["kernel"].shape[2]
     preprocessing = command.preprocessing(arguments, channels)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def top(pixels):
         image = preprocessing.normalize(pixels)
         logits = model.apply(variables, image[None])[0]
