@@ -145,7 +145,9 @@ def _backward(settings, residuals, cotangents):
             if bottlenecks is not None:
                 bottleneck = bottlenecks[i]
             zero = 0 * moments_gradient.mean[0]
-            waiting = Moments(*(m + zero for m in bottleneck_moments[i]))
+            waiting = Moments(
+                *(store(m + zero, settings.form) for m in bottleneck_moments[i])
+            )
             _, second_vjp = jax.vjp(
                 second, _stage(layer, 2), bottleneck, waiting
             )
