@@ -149,7 +149,8 @@ def test_a_run_is_loaded_as_it_is_evaluated(pretrained, tmp_path):
     config.pretrained = None
     state = _trained(config, tmp_path)
     model, variables = load_pretrained(tmp_path)
-    assert model == build(config).model
+    # What training recomputes is no part of what it made.
+    assert model == build(config).model.copy(remat="none")
     jax.tree.map(np.testing.assert_array_equal, variables, state.ema)
 
 
