@@ -174,7 +174,8 @@ def test_chips_share_the_work_of_a_recomputing_step(run):
     _, all_ = run(*TINY, f"--topology={shared}", policies, "--batch_size=8192")
 
     one, all_ = (result["policies"]["convs"] for result in (one, all_))
-    assert all_["temp_bytes"] == pytest.approx(one["temp_bytes"], rel=0.1)
+    # Collectives take a little; a block's array for all chips takes 25 MB.
+    assert all_["temp_bytes"] < one["temp_bytes"] + 1e6
     assert all_["flops"] == pytest.approx(one["flops"], rel=0.1)
 
 
