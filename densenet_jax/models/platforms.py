@@ -325,12 +325,12 @@ def _indexed_max_pool_backward(size, stride, padding, residuals, gradient):
     return (padded[:, padding : padding + height, padding : padding + width],)
 
 
+_indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
+
+
 def _places(first, number, stride):
     """Every stride-th place from the first on."""
     return slice(first, first + (number - 1) * stride + 1, stride)
-
-
-_indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
 
 
 # Forms of storing.
