@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # To run as a file.
 
 from benchmarks import arguments, report
 from benchmarks.plain import plain_port
-from densenet_jax.analysis import plans
-from densenet_jax.analysis.plans import Trial
 from densenet_jax.models.densenet import REMAT_POLICIES
+from densenet_jax.planning import plans
+from densenet_jax.planning.plans import Trial
 from densenet_jax.tools import command, plan
 from densenet_jax.training import experiment, sharding
 

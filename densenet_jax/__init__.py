@@ -1,9 +1,9 @@
 """DenseNet in JAX and Flax."""
 
-from densenet_jax.checkpoints.torch_weights import load_pretrained, save_torch
 from densenet_jax.models.folding import fold_norms
-from densenet_jax.models.platforms import compiler_options
-from densenet_jax.models.registry import create_model, list_models
+from densenet_jax.models.ops import compiler_options
+from densenet_jax.models.variants import create_model, list_models
+from densenet_jax.weights.load import load_pretrained, save_torch
 
 __all__ = [
     "compiler_options",

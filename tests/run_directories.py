@@ -5,8 +5,8 @@ import json
 
 from configs import digits
 from densenet_jax.analysis import summary
-from densenet_jax.models.registry import create_model
-from densenet_jax.training.run_log import RunLog
+from densenet_jax.models.variants import create_model
+from densenet_jax.runs.log import RunLog
 
 EPOCHS = 3
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from densenet_jax.analysis import ablation, ablation_plots, runs
+from densenet_jax.analysis import ablation, ablation_plots
+from densenet_jax.runs import directory as runs
 from tests.run_directories import write_run
 
 

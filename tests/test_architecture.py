@@ -8,26 +8,44 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("densenet_jax", "configs", "train")
 
+CHOICES = "densenet_jax.choices"
+FILES = "densenet_jax.files"
 MODELS = "densenet_jax.models"
 DATA = "densenet_jax.data"
-CHECKPOINTS = "densenet_jax.checkpoints"
-ANALYSIS = "densenet_jax.analysis"
+TASKS = "densenet_jax.tasks"
+RUNS = "densenet_jax.runs"
+WEIGHTS = "densenet_jax.weights"
 TRAINING = "densenet_jax.training"
-CHOICES = "densenet_jax.choices"
-ATOMIC = "densenet_jax.files"
+ANALYSIS = "densenet_jax.analysis"
+PLANNING = "densenet_jax.planning"
+SWEEPS = "densenet_jax.sweeps"
+LEAVES = [CHOICES, FILES]
 
 # What of this project a module may import; the rule of a package is the rule
 # of its modules that have none of their own. A new package needs a rule.
 ALLOWED = {
-    "densenet_jax": [MODELS, CHECKPOINTS],
+    "densenet_jax": [MODELS, WEIGHTS],
     CHOICES: [],
-    ATOMIC: [],
+    FILES: [],
     MODELS: [CHOICES, MODELS],
     DATA: [CHOICES, DATA],
-    ANALYSIS: [CHOICES, ATOMIC, ANALYSIS, MODELS],
-    CHECKPOINTS: [CHOICES, ATOMIC, CHECKPOINTS, MODELS],
-    TRAINING: [CHOICES, ATOMIC, TRAINING, MODELS, DATA],
-    f"{TRAINING}.loop": [ATOMIC, TRAINING, MODELS, DATA, CHECKPOINTS, ANALYSIS],
+    TASKS: [CHOICES, TASKS, MODELS],
+    RUNS: [*LEAVES, RUNS, MODELS],
+    WEIGHTS: [*LEAVES, WEIGHTS, RUNS, MODELS],
+    TRAINING: [*LEAVES, TRAINING, TASKS, MODELS, DATA],
+    f"{TRAINING}.loop": [
+        *LEAVES,
+        TRAINING,
+        TASKS,
+        MODELS,
+        DATA,
+        RUNS,
+        WEIGHTS,
+        ANALYSIS,
+    ],
+    ANALYSIS: [*LEAVES, ANALYSIS, MODELS, RUNS],
+    PLANNING: [*LEAVES, PLANNING, ANALYSIS, TRAINING, MODELS, DATA],
+    SWEEPS: [*LEAVES, SWEEPS, RUNS],
     "densenet_jax.tools": ["densenet_jax", "train"],
     "configs": ["configs"],
     "train": ["densenet_jax"],
@@ -39,12 +57,12 @@ def _module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = [
+PATHS = [
     ROOT / "train.py",
     *sorted((ROOT / "configs").rglob("*.py")),
     *sorted((ROOT / "densenet_jax").rglob("*.py")),
 ]
-MODULES = {_module_name(path): path for path in FILES}
+MODULES = {_module_name(path): path for path in PATHS}
 
 
 def _within(name, package):
@@ -81,10 +99,10 @@ def test_imports_run_downwards(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_the_checkpoint_manager_knows_orbax(module):
+def test_only_the_checkpoints_know_orbax(module):
     imports = _imports(MODULES[module].read_text())
 
-    if module != "densenet_jax.checkpoints.manager":
+    if module != "densenet_jax.runs.checkpoints":
         assert not [name for name in imports if _within(name, "orbax")]
 
 
@@ -106,7 +124,7 @@ def test_configs_import_only_ml_collections(module):
         ("densenet_jax.models.layers", "import densenet_jax.training.loop"),
         ("densenet_jax.data.pipeline", "from densenet_jax import create_model"),
         ("densenet_jax.analysis.summary", "from densenet_jax.data import x"),
-        ("densenet_jax.checkpoints.x", "from densenet_jax.training import x"),
+        ("densenet_jax.weights.x", "from densenet_jax.training import x"),
         ("densenet_jax.training.steps", "from densenet_jax import analysis"),
         ("configs.digits", "from densenet_jax.models import densenet"),
     ],

@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks import arguments, contenders, memory, step, tpu
 from benchmarks.plain import plain_port
 from densenet_jax import create_model
-from densenet_jax.analysis.compiled import Program
-from densenet_jax.analysis.plans import Target, Trial
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.planning.compiled import Program
+from densenet_jax.planning.plans import Target, Trial
 from densenet_jax.tools import plan
 from tests.random_variables import random_variables
 

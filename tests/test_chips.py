@@ -1,6 +1,6 @@
 import pytest
 
-from densenet_jax.analysis.chips import CHIPS, find_chip, num_chips, topologies
+from densenet_jax.planning.chips import CHIPS, find_chip, num_chips, topologies
 
 
 def test_a_topology_names_its_chip():

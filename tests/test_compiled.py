@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from densenet_jax.analysis.compiled import (
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.planning.compiled import (
     collective_bytes,
     layer_name,
     read_program,
 )
-from densenet_jax.models.densenet import DenseNet
 
 # What XLA:TPU writes, cut down to what is read.
 TPU_PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=8

@@ -7,7 +7,7 @@ import pytest
 
 from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.data.sources import Source
-from densenet_jax.tools.trials import expand
+from densenet_jax.sweeps.trials import expand
 from densenet_jax.training import experiment
 
 FOLDER = Path(__file__).parent.parent / "configs"

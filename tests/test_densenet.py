@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from densenet_jax import create_model
-from densenet_jax.models import dense_block, densenet
+from densenet_jax.models import densenet
+from densenet_jax.models import recompute as dense_block
 from densenet_jax.models.densenet import (
     REMAT_POLICIES,
     STEMS,

@@ -15,8 +15,8 @@ from densenet_jax import (
     load_pretrained,
     save_torch,
 )
-from densenet_jax.checkpoints.architecture import tensor_shapes
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.weights.architecture import tensor_shapes
 from tests import numpy_densenet as reference
 from tests.random_variables import random_variables
 

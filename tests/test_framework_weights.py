@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from densenet_jax import create_model, load_pretrained, save_torch
-from densenet_jax.checkpoints.tensor_files import open_tensors
+from densenet_jax.weights.containers import open_tensors
 from tests.torch_files import write
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3))

@@ -15,7 +15,7 @@ from densenet_jax.models.layers import (
     batch_moments,
     concatenate_moments,
 )
-from densenet_jax.models.platforms import convolve
+from densenet_jax.models.ops import convolve
 from tests import numpy_densenet as reference
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from densenet_jax.analysis.curves import read_metrics
-from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.runs.curves import read_metrics
 from densenet_jax.training import loop
 from densenet_jax.training.experiment import build
 

@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from densenet_jax.analysis import chips
+from densenet_jax.planning import chips
 from densenet_jax.tools import plan
 
 TINY = (

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from densenet_jax.analysis import plans
-from densenet_jax.analysis.chips import Chip
-from densenet_jax.analysis.compiled import Program
+from densenet_jax.planning import plans
+from densenet_jax.planning.chips import Chip
+from densenet_jax.planning.compiled import Program
 
 PROGRAM = Program(
     argument_bytes=2_000_000,

@@ -6,7 +6,7 @@ import pytest
 
 from configs import digits
 from densenet_jax import load_pretrained, save_torch
-from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.training import loop
 from densenet_jax.training.experiment import build
 from tests.random_variables import random_variables

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from densenet_jax.analysis import ablation_plots, runs
+from densenet_jax.analysis import ablation_plots
+from densenet_jax.runs import directory as runs
 from densenet_jax.tools import report
 from tests.run_directories import write_run
 

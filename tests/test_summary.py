@@ -10,7 +10,7 @@ from densenet_jax import create_model, list_models
 from densenet_jax.analysis import summary
 from densenet_jax.tools import summarize
 from tests.random_variables import random_variables
-from tests.test_registry import CIFAR, IMAGENET
+from tests.test_variants import CIFAR, IMAGENET
 
 # From torchvision's pages on its models, in 1e9.
 TORCHVISION_MULTIPLY_ADDS = {

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from densenet_jax.analysis import runs
-from densenet_jax.tools import sweep, trials
-from densenet_jax.tools.board import Board
+from densenet_jax.runs import directory as runs
+from densenet_jax.sweeps import trials
+from densenet_jax.sweeps.board import Board
+from densenet_jax.tools import sweep
 from tests.run_directories import write_run
 
 ROOT = Path(__file__).parent.parent
@@ -425,7 +426,8 @@ def _python(*words):
 _JOBS = """
 import sys
 from pathlib import Path
-from densenet_jax.tools import sweep, trials
+from densenet_jax.sweeps import trials
+from densenet_jax.tools import sweep
 
 directory = Path(sys.argv[1])
 code = "raise SystemExit('no memory')"

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from densenet_jax import load_pretrained, save_torch
-from densenet_jax.checkpoints import torch_weights
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.tools import evaluate
 from densenet_jax.tools.images import imagenet_classes
+from densenet_jax.weights import load as torch_weights
 from tests.random_variables import random_variables
 from tests.tiny_tfds import write_tiny_tfds
 

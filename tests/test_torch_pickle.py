@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from densenet_jax.checkpoints import torch_pickle
-from densenet_jax.checkpoints.tensor_files import open_tensors
+from densenet_jax.weights import torch_pickle
+from densenet_jax.weights.containers import open_tensors
 from tests import torch_files
 from tests.torch_files import Items, Raw, call, write
 

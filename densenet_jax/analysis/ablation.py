@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densenet_jax.analysis import runs
-from densenet_jax.analysis.runs import Run
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.runs import directory as runs
+from densenet_jax.runs.directory import Run
 
 # What a result does not depend on, but for chance.
 _SAME = ("seed", "dataset.data_dir", "dataset.num_workers")

@@ -13,8 +13,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from densenet_jax.analysis import runs
 from densenet_jax.analysis.ablation import Group, errors
+from densenet_jax.runs import directory as runs
 
 # Okabe and Ito, Color universal design (2008).
 _COLORS = (

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from densenet_jax.choices import check_choice
-from densenet_jax.models.dense_block import Settings, dense_block
 from densenet_jax.models.layers import (
     KERNEL_INITS,
     AveragePool,
@@ -26,7 +25,8 @@ from densenet_jax.models.layers import (
     batch_moments,
     concatenate_moments,
 )
-from densenet_jax.models.platforms import FORMS, convolve_and_pool
+from densenet_jax.models.ops import FORMS, convolve_and_pool
+from densenet_jax.models.recompute import Settings, dense_block
 
 STEMS = ("imagenet", "cifar")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from densenet_jax.models.platforms import average_pool, convolve, max_pool
+from densenet_jax.models.ops import average_pool, convolve, max_pool
 
 KERNEL_INITS: dict[str, Callable] = {
     # The authors' code: normal, std sqrt(2 / (height * width * out)).

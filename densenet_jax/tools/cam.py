@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_jax.analysis import cam
-from densenet_jax.checkpoints.torch_weights import load_weights
-from densenet_jax.models.platforms import compiler_options
+from densenet_jax.models.ops import compiler_options
 from densenet_jax.tools import command, images
+from densenet_jax.weights.load import load_weights
 
 
 def draw(arguments: argparse.Namespace) -> None:

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densenet_jax.checkpoints import layouts, tensor_files, torch_weights
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet, min_image_size
 from densenet_jax.tools import command
+from densenet_jax.weights import layouts, tensor_files, torch_weights
 
 _TORCH = (".pth", ".pt")
 
@@ -53,7 +53,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == "":
-        from densenet_jax.checkpoints import manager
+        from densenet_jax.runs import checkpoints as manager
 
         with replacing(target) as temporary:
             manager.save_variables(
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         metavar="FILE",
         help="names of a net that follows no known layout: see "
-        "densenet_jax.checkpoints.layouts.read_mapping",
+        "densenet_jax.weights.layouts.read_mapping",
     )
     parser.add_argument(
         "--verify",

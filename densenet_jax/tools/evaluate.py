@@ -11,11 +11,11 @@ import sys
 
 import jax
 
-from densenet_jax.checkpoints.torch_weights import load_weights
 from densenet_jax.data.sources import open_source
-from densenet_jax.models.platforms import compiler_options
+from densenet_jax.models.ops import compiler_options
 from densenet_jax.tools import command
 from densenet_jax.training import evaluation, sharding, steps
+from densenet_jax.weights.load import load_weights
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

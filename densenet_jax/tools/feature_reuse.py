@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from densenet_jax.analysis import feature_reuse
-from densenet_jax.checkpoints.torch_weights import load_weights
 from densenet_jax.tools import command
+from densenet_jax.weights.load import load_weights
 
 
 def draw(arguments: argparse.Namespace) -> None:

@@ -29,12 +29,12 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from densenet_jax.analysis import chips, plans
-from densenet_jax.analysis.compiled import read_program
-from densenet_jax.analysis.plans import Target, Trial
 from densenet_jax.choices import check_choice
 from densenet_jax.data.sources import NotPreparedError, Source
 from densenet_jax.models.densenet import REMAT_POLICIES
+from densenet_jax.planning import chips, plans
+from densenet_jax.planning.compiled import read_program
+from densenet_jax.planning.plans import Target, Trial
 from densenet_jax.tools import command
 from densenet_jax.training import experiment, sharding
 

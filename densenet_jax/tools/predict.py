@@ -13,9 +13,9 @@ import sys
 
 import jax
 
-from densenet_jax.checkpoints.torch_weights import load_weights
-from densenet_jax.models.platforms import compiler_options
+from densenet_jax.models.ops import compiler_options
 from densenet_jax.tools import command, images
+from densenet_jax.weights.load import load_weights
 
 _GUESSES = 5
 

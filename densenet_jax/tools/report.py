@@ -17,7 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from densenet_jax.analysis import ablation, ablation_plots, runs
+from densenet_jax.analysis import ablation, ablation_plots
+from densenet_jax.runs import directory as runs
 from densenet_jax.tools import command
 
 _TEXT = """# {title}

@@ -30,11 +30,12 @@ import jax
 from rich.console import Console
 from tqdm import tqdm
 
-from densenet_jax.analysis import runs
 from densenet_jax.files import replacing
-from densenet_jax.tools import command, trials
-from densenet_jax.tools.board import Board
-from densenet_jax.tools.trials import Trial
+from densenet_jax.runs import directory as runs
+from densenet_jax.sweeps import trials
+from densenet_jax.sweeps.board import Board
+from densenet_jax.sweeps.trials import Trial
+from densenet_jax.tools import command
 
 # How long a trial may take to save and stop.
 _GRACE_SECONDS = 30

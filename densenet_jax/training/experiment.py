@@ -16,8 +16,8 @@ from densenet_jax.choices import check_choice
 from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.models.platforms import compiler_options
-from densenet_jax.models.registry import create_model, list_models
+from densenet_jax.models.ops import compiler_options
+from densenet_jax.models.variants import create_model, list_models
 from densenet_jax.training import sharding, steps
 from densenet_jax.training.optimizer import make_optimizer, make_schedule
 from densenet_jax.training.state import TrainState, init_state

@@ -15,18 +15,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from densenet_jax.analysis import curves, summary
-from densenet_jax.analysis.runs import differences, flatten
-from densenet_jax.checkpoints.architecture import tensor_shapes
-from densenet_jax.checkpoints.manager import Checkpoints
-from densenet_jax.checkpoints.torch_weights import describe, load_weights
+from densenet_jax.analysis import summary
 from densenet_jax.data import pipeline
 from densenet_jax.files import replacing
+from densenet_jax.runs import curves
+from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.runs.directory import differences, flatten
+from densenet_jax.runs.log import RunLog
 from densenet_jax.training import metrics
 from densenet_jax.training.evaluation import evaluate
 from densenet_jax.training.experiment import Experiment, build
-from densenet_jax.training.run_log import RunLog
 from densenet_jax.training.state import TrainState
+from densenet_jax.weights.architecture import tensor_shapes
+from densenet_jax.weights.load import describe, load_weights
 
 # A run continues from its newest checkpoint only where these are as they were:
 # they say which examples the steps before it have seen.

@@ -1,5 +1,5 @@
-from densenet_jax.analysis.curves import plot_curves, read_metrics
-from densenet_jax.training.run_log import RunLog
+from densenet_jax.runs.curves import plot_curves, read_metrics
+from densenet_jax.runs.log import RunLog
 
 VALUES = {"epoch": 0.5, "loss": 1.5, "top1": 0.25}
 

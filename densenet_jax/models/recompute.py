@@ -27,7 +27,7 @@ from densenet_jax.models.layers import (
     concatenate_moments,
     normalisation,
 )
-from densenet_jax.models.platforms import convolve, store
+from densenet_jax.models.ops import convolve, store
 
 # More gradients that wait to be added up take memory, each as much as the
 # block's output at most; fewer take time.

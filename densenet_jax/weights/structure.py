@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from densenet_jax.checkpoints.architecture import Shape
+from densenet_jax.weights.architecture import Shape
 
 _NORM = {"weight", "bias", "running_mean", "running_var"}
 

@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from densenet_jax.analysis import runs
+from densenet_jax.runs import directory as runs
 from tests.run_directories import read_totals, write_run
 
 

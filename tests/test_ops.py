@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from densenet_jax import create_model
-from densenet_jax.models import platforms
+from densenet_jax.models import ops as platforms
 
 
 def normal(*shape):

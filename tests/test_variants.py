@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import densenet_jax
-from densenet_jax.models.registry import create_model, list_models
+from densenet_jax.models.variants import create_model, list_models
 
 # Trainable parameters, those without the classifier, the classifier's input
 # channels, and running means and variances.

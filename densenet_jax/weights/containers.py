@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from densenet_jax.checkpoints import torch_pickle
+from densenet_jax.weights import torch_pickle
 
 # Where training scripts keep the state dict, in the order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -227,7 +227,9 @@ def _keras_name(path, group):
 
 
 def _open_run(directory):
-    from densenet_jax.checkpoints import manager  # Orbax takes long to import.
+    from densenet_jax.runs import (
+        checkpoints as manager,  # Orbax takes long to import.
+    )
 
     step, variables, config = manager.load_variables(directory)
     tensors = {}

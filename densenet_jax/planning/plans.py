@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from densenet_jax.analysis import tables
-from densenet_jax.analysis.chips import Chip
-from densenet_jax.analysis.compiled import Program
+from densenet_jax.planning.chips import Chip
+from densenet_jax.planning.compiled import Program
 
 
 @dataclasses.dataclass(frozen=True)

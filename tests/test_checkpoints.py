@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densenet_jax.checkpoints.manager import Checkpoints
+from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.training import sharding
 
 

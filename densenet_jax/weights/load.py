@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from densenet_jax.checkpoints import layouts
-from densenet_jax.checkpoints.architecture import (
+from densenet_jax.files import replacing
+from densenet_jax.models.densenet import TORCH_LINEAR_INIT, DenseNet
+from densenet_jax.weights import layouts
+from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
     tensor_shapes,
 )
-from densenet_jax.checkpoints.structure import NoMatchError, match_structure
-from densenet_jax.checkpoints.tensor_files import TensorFile, open_tensors
-from densenet_jax.files import replacing
-from densenet_jax.models.densenet import TORCH_LINEAR_INIT, DenseNet
+from densenet_jax.weights.containers import TensorFile, open_tensors
+from densenet_jax.weights.structure import NoMatchError, match_structure
 
 _log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _match_structure(file, names, changes) -> layouts.Layout:
         raise ValueError(
             "The names follow no known layout, and the order of the layers "
             f"does not tell them apart: {error} Write their names into a "
-            "mapping file (see densenet_jax.checkpoints.layouts.read_mapping) "
+            "mapping file (see densenet_jax.weights.layouts.read_mapping) "
             "and run densenet_jax.tools.convert with --mapping=FILE."
         ) from error
     changes.append(

@@ -13,9 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from densenet_jax.analysis import runs
 from densenet_jax.choices import did_you_mean
 from densenet_jax.files import replacing
+from densenet_jax.runs import directory as runs
 from densenet_jax.tools import command
 from densenet_jax.training import experiment
 

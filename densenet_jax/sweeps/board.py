@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from densenet_jax.analysis import runs
-from densenet_jax.tools.trials import Trial
+from densenet_jax.runs import directory as runs
+from densenet_jax.sweeps.trials import Trial
 
 # In a terminal too low for all, the trials that matter come first.
 _ORDER = ("running", "failed", "waiting", "finished")

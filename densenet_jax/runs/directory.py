@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densenet_jax.analysis.curves import Record, read_metrics
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.models.registry import create_model
+from densenet_jax.models.variants import create_model
+from densenet_jax.runs.curves import Record, read_metrics
 
 # Written by sweeps: why a run failed, and the names of all trials.
 FAILURE = "failed.json"

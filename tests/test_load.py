@@ -24,13 +24,13 @@ from densenet_jax import (
     load_pretrained,
     save_torch,
 )
-from densenet_jax.checkpoints.architecture import (
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.weights.architecture import (
     infer_architecture,
     tensor_shapes,
 )
-from densenet_jax.checkpoints.tensor_files import open_tensors
-from densenet_jax.checkpoints.torch_weights import load_weights, to_torch
-from densenet_jax.models.densenet import DenseNet
+from densenet_jax.weights.containers import open_tensors
+from densenet_jax.weights.load import load_weights, to_torch
 from tests.random_variables import random_variables
 from tests.torch_files import tensor, write
 
