@@ -15,7 +15,7 @@ from benchmarks import programs
 from benchmarks.plain import plain_port
 from densenet_jax import compiler_options, fold_norms
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.weights.architecture import tensor_shapes
+from densenet_jax.models.geometry import tensor_shapes
 
 TORCHVISION = ("torchvision_nchw", "torchvision_channels_last")
 

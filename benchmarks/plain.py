@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densenet_jax.models.densenet import DenseNet, compressed
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import compressed
 
 
 def plain_port(model: DenseNet) -> "PlainDenseNet":

@@ -37,8 +37,10 @@ def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = command.read_config(flags.config, overrides)
     if flags.batch_size is not None:
         config.batch_size = flags.batch_size
-    if config.model.form is None:
-        config.model.form = "native"  # 'auto' is what suits this machine.
+    if config.model.implementation is None:
+        config.model.implementation = (
+            "xla"  # 'auto' is what suits this machine.
+        )
     sources, remark = plan.open_sources(config)
     if remark:
         print(remark)

@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
         dict(
             name="densenet121",
             block_layers=placeholder(tuple),
-            growth_rate=placeholder(int),
+            # One number, one a block, or one a layer, as (4, 8, 12).
+            growth_rate=placeholder(object),
             compression=placeholder(float),
             bottleneck_width=placeholder(int),
             stem=placeholder(str),
@@ -37,9 +38,14 @@ def get_config() -> ConfigDict:
             kernel_init=placeholder(str),
             norm_epsilon=placeholder(float),
             norm_momentum=placeholder(float),
+            activation=placeholder(str),  # silu, gelu, ...
+            norm=placeholder(str),  # group, instance
+            norm_groups=placeholder(int),
+            drop_path_rate=placeholder(float),
+            squeeze_excite=placeholder(int),  # the reduction, as 16
             dtype="float32",  # or bfloat16
-            remat="convs",  # or none, half, layer: see Memory in the README
-            form=placeholder(str),
+            remat="convs",  # or another of REMAT_POLICIES
+            implementation=placeholder(str),  # of convolutions: xla, matmul
         )
     )
     config.dataset = ConfigDict(

@@ -11,7 +11,7 @@ resizing: crops are resized bilinearly, or by averaging areas where they shrink
 to less than half, and testing is torchvision's.
 
 On TPU or a recent GPU add --config.model.dtype=bfloat16; to fit a smaller
-memory, --config.model.remat=half or layer.
+memory, --config.model.remat=early or layer.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,13 @@
 """A DenseNet in plain numpy, float64: slow, short and independent of ours."""
 
+import math
+
 import numpy as np
+
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+}
 
 
 def conv(x, kernel, stride=1, padding=0):
@@ -26,11 +33,23 @@ def _windows(x, size, stride, padding, fill):
 
 def densenet(model, variables, images, train):
     """The feature maps, the logits and, if train, the new batch_stats."""
-    params, old = variables["params"], variables["batch_stats"]
+    params, old = variables["params"], variables.get("batch_stats")
+    activate = ACTIVATIONS[model.activation]
     new = {}
 
     def norm_relu(x, *path):
-        affine, running = at(params, path), at(old, path)
+        affine = at(params, path)
+        if model.norm != "batch":
+            groups = x.shape[-1]
+            if model.norm == "group":
+                groups = math.gcd(model.norm_groups, groups)
+            grouped = x.reshape(*x.shape[:3], groups, -1)
+            mean = grouped.mean((1, 2, 4), keepdims=True)
+            var = grouped.var((1, 2, 4), keepdims=True)
+            grouped = (grouped - mean) / np.sqrt(var + model.norm_epsilon)
+            x = grouped.reshape(x.shape)
+            return activate(x * affine["scale"] + affine["bias"])
+        running = at(old, path)
         if train:
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
             unbiased = x.var((0, 1, 2), ddof=1)
@@ -42,7 +61,17 @@ def densenet(model, variables, images, train):
         else:
             mean, var = running["mean"], running["var"]
         x = (x - mean) / np.sqrt(var + model.norm_epsilon)
-        return np.maximum(x * affine["scale"] + affine["bias"], 0)
+        return activate(x * affine["scale"] + affine["bias"])
+
+    def recalibrate(x, *path):
+        if not model.squeeze_excite:
+            return x
+        squeeze, excite = (
+            at(params, (*path, "se", name)) for name in ("squeeze", "excite")
+        )
+        y = x.mean((1, 2)) @ squeeze["kernel"] + squeeze["bias"]
+        y = activate(y) @ excite["kernel"] + excite["bias"]
+        return x / (1 + np.exp(-y))[:, None, None]
 
     def kernel(*path):
         return at(params, path)["kernel"]
@@ -66,6 +95,7 @@ def densenet(model, variables, images, train):
                 y = conv(y, kernel(*layer, "conv2"), padding=1)
             else:
                 y = conv(y, kernel(*layer, "conv1"), padding=1)
+            y = recalibrate(y, *layer)
             x = np.concatenate([x, y], axis=-1)
         if i < len(model.block_layers):
             features.append(x)

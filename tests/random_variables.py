@@ -4,7 +4,7 @@ import flax
 import numpy as np
 
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.weights.architecture import tensor_shapes
+from densenet_jax.models.geometry import tensor_shapes
 
 
 def random_variables(model: DenseNet, in_channels: int = 3) -> dict:

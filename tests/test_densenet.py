@@ -3,22 +3,19 @@
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from densenet_jax import create_model
-from densenet_jax.models import densenet
-from densenet_jax.models import recompute as dense_block
-from densenet_jax.models.densenet import (
-    REMAT_POLICIES,
-    STEMS,
-    DenseNet,
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import (
     compressed,
+    growth_rates,
     min_image_size,
 )
+from densenet_jax.models.options import STEMS
 from tests import numpy_densenet as reference
 
 
@@ -70,7 +67,7 @@ def test_any_channels_and_odd_sizes(stem):
 @pytest.mark.parametrize("stem", STEMS)
 def test_smallest_image(stem, num_blocks):
     model = DenseNet((1,) * num_blocks, growth_rate=4, stem=stem)
-    smallest = min_image_size(stem, num_blocks)
+    smallest = min_image_size(model)
 
     assert feature_shapes(model, smallest, smallest + 9, 3)[-1][0] == 1
     for shape in [(smallest - 1, smallest + 9), (smallest + 9, smallest - 1)]:
@@ -80,7 +77,7 @@ def test_smallest_image(stem, num_blocks):
 
 def test_smallest_image_of_the_imagenet_nets_is_torchvisions():
     # `min_size` of torchvision's DenseNet weights.
-    assert min_image_size("imagenet", 4) == 29
+    assert min_image_size(create_model("densenet121")) == 29
 
 
 def test_images_without_channels_are_refused():
@@ -106,6 +103,16 @@ def test_images_without_channels_are_refused():
         ("remat", "all"),
         ("stem", "resnet"),
         ("kernel_init", "fan"),
+        ("activation", "rellu"),
+        ("norm", "layer"),
+        ("norm_groups", 0),
+        ("drop_path_rate", 1.0),
+        ("squeeze_excite", -1),
+        ("growth_rate", (4, 0)),
+        ("growth_rate", (4, 8, 12)),
+        ("growth_rate", (24,)),
+        ("growth_rate", "12"),
+        ("growth_rate", 1.5),
     ],
 )
 def test_attributes_out_of_range_are_refused_on_construction(attribute, value):
@@ -139,24 +146,26 @@ def random_variables(model, images):
 
 
 @pytest.mark.parametrize(
-    ("stem", "stem_norm", "bottleneck_width"),
+    "options",
     [
-        ("imagenet", True, 4),
-        ("imagenet", False, 0),
-        ("cifar", True, 0),
-        ("cifar", False, 2),
+        dict(),
+        dict(stem_norm=False, bottleneck_width=0),
+        dict(stem="cifar", bottleneck_width=0),
+        dict(stem="cifar", stem_norm=False, bottleneck_width=2),
+        dict(stem="cifar", growth_rate=(3, 5), activation="silu"),
+        dict(growth_rate=(2, 4, 3), squeeze_excite=2),
+        dict(stem="cifar", norm="instance", bottleneck_width=0),
+        dict(norm="group", norm_groups=2, activation="silu"),
     ],
+    ids=str,
 )
-def test_forward_pass_equals_numpy(stem, stem_norm, bottleneck_width):
-    """Both stems with and without norm, plain and bottleneck layers."""
+def test_forward_pass_equals_numpy(options):
+    """Both stems with and without norm, plain and bottleneck layers, ..."""
     model = DenseNet(
         (2, 1),
-        growth_rate=3,
+        **{"growth_rate": 3, **options},
         compression=0.7,
-        bottleneck_width=bottleneck_width,
-        stem=stem,
-        stem_norm=stem_norm,
-        stem_features=5,
+        stem_features=6,
         num_classes=4,
         norm_epsilon=1e-3,
         norm_momentum=0.8,
@@ -170,7 +179,7 @@ def test_forward_pass_equals_numpy(stem, stem_norm, bottleneck_width):
         logits, updates = model.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
-        return features, logits, updates["batch_stats"]
+        return features, logits, updates.get("batch_stats", {})
 
     variables = random_variables(model, images)
     features, logits, batch_stats = forward(variables)
@@ -189,6 +198,14 @@ def test_forward_pass_equals_numpy(stem, stem_norm, bottleneck_width):
         found = reference.at(batch_stats, path)
         close(found["mean"], wanted["mean"])
         close(found["var"], wanted["var"])
+
+
+def test_growth_rates_of_blocks_and_layers():
+    assert growth_rates((2, 1), 4) == ((4, 4), (4,))
+    assert growth_rates((2, 1), (4, 8)) == ((4, 4), (8,))
+    assert growth_rates((2, 1), [4, 6, 8]) == ((4, 6), (8,))
+    with pytest.raises(ValueError, match="one a layer"):
+        growth_rates((2, 1), (4, 6, 8, 10))
 
 
 TINY = dict(
@@ -230,148 +247,20 @@ def tiny_variables(images):
     return random_variables(DenseNet(**TINY), images)
 
 
-def step_results(remat, variables, images):
-    model = DenseNet(**TINY, remat=remat)
-    loss = loss_of(model, images, fast_key(0))
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(
-        variables["params"], variables["batch_stats"]
-    )
+def test_dropout_is_random_in_training_alone(tiny_variables, images):
+    def logits(seed):
+        loss = loss_of(DenseNet(**TINY), images, fast_key(seed))
+        return jax.jit(loss)(
+            tiny_variables["params"], tiny_variables["batch_stats"]
+        )[1][0]
 
-
-@pytest.fixture(scope="module")
-def kept(tiny_variables, images):
-    """The results with every activation kept."""
-    return step_results("none", tiny_variables, images)
-
-
-@pytest.mark.parametrize("remat", [p for p in REMAT_POLICIES if p != "none"])
-@pytest.mark.parametrize("max_pending", [1, 4])
-def test_recomputing_changes_no_result(
-    monkeypatch, remat, max_pending, tiny_variables, images, kept
-):
-    """Loss, logits, batch_stats (updated once) and gradients, with dropout."""
-    monkeypatch.setattr(dense_block, "_MAX_PENDING", max_pending)
-
-    found = step_results(remat, tiny_variables, images)
-
-    assert jax.tree.structure(found) == jax.tree.structure(kept)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-        found,
-        kept,
-    )
-
-
-def test_recomputing_keeps_less_and_less(tiny_variables, images):
-    """Values kept for the backward pass, apart from the variables."""
-
-    def kept_values(remat):
-        model = DenseNet(**{**TINY, "dropout_rate": 0.0}, remat=remat)
-        loss = loss_of(model, images, fast_key(0))
-        backward = jax.eval_shape(
-            lambda params, batch_stats: jax.vjp(
-                lambda params: loss(params, batch_stats)[0], params
-            )[1],
-            tiny_variables["params"],
-            tiny_variables["batch_stats"],
-        )
-        return sum(leaf.size for leaf in jax.tree.leaves(backward))
-
-    kept = {remat: kept_values(remat) for remat in REMAT_POLICIES}
-
-    assert list(kept) == ["none", "convs", "half", "layer"]
-    assert kept["none"] > kept["convs"] > kept["half"] > kept["layer"]
-    assert kept["convs"] < 0.5 * kept["none"]
-
-
-@pytest.mark.slow
-def test_recomputing_saves_memory_in_the_compiled_program():
-    """On CPU too, where compilers drop the barriers of `jax.checkpoint`."""
-
-    def temporary_bytes(remat):
-        model = DenseNet(
-            (12,), growth_rate=8, stem="cifar", num_classes=2, remat=remat
-        )
-        images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
-        variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        loss = loss_of(model, jnp.zeros(images.shape), fast_key(0))
-        step = jax.jit(jax.grad(loss, has_aux=True))
-        lowered = step.lower(variables["params"], variables["batch_stats"])
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    none, convs, layer = (
-        temporary_bytes(remat) for remat in ("none", "convs", "layer")
-    )
-
-    assert layer < convs < none / 2
-
-
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
-def test_dropout_follows_every_convolution_but_the_first(remat, images):
-    model = DenseNet(**TINY, remat=remat)
-    followed = []
-    convs = []
-
-    def record(method, args, kwargs, context):
-        if isinstance(context.module, nn.Dropout):
-            assert context.module.rate == 0.2
-            assert not context.module.deterministic
-            followed.append(convs[-1])
-        output = method(*args, **kwargs)
-        if isinstance(context.module, densenet.Conv):
-            convs.append("/".join(context.module.path))
-        return output
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(
-            functools.partial(model.init, train=True),
-            {"params": jax.random.key(0), "dropout": jax.random.key(1)},
-            images,
-        )
-
-    # 2 convolutions in each of 3 layers, and 1 in the transition.
-    assert convs[0] == "conv0"
-    assert followed == convs[1:]
-    assert len(followed) == 7
-
-
-def test_dropout_is_random_in_training_alone(tiny_variables, images, kept):
-    loss = loss_of(DenseNet(**TINY), images, fast_key(1))
-    _, (logits, _) = jax.jit(loss)(
-        tiny_variables["params"], tiny_variables["batch_stats"]
-    )
-
-    assert not np.allclose(logits, kept[0][1][0], rtol=1e-2)
-    # No rng 'dropout' here.
-    jax.eval_shape(DenseNet(**TINY).apply, tiny_variables, images)
-
-
-def test_moments_computed_once_are_those_of_every_reader(
-    monkeypatch, tiny_variables, images
-):
-    """In float64: a norm that computes its own moments, against shared ones."""
-    options = {**TINY, "dropout_rate": 0.0}
-
-    def results():
-        model = DenseNet(**options, dtype=jnp.float64)
-        loss = loss_of(model, wide_images, fast_key(0))
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(
-            variables["params"], variables["batch_stats"]
-        )
-
-    with jax.enable_x64(True):
-        variables, wide_images = jax.tree.map(
-            lambda leaf: leaf.astype(np.float64), (tiny_variables, images)
-        )
-        shared = results()
-        monkeypatch.setattr(densenet, "concatenate_moments", lambda _: None)
-        own = results()
-
-    assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {np.dtype("f8")}
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13),
-        shared,
-        own,
+    assert not np.allclose(logits(0), logits(1), rtol=1e-2)
+    np.testing.assert_array_equal(logits(0), logits(0))
+    # Evaluation draws nothing, and scales nothing.
+    plain = DenseNet(**{**TINY, "dropout_rate": 0.0})
+    np.testing.assert_array_equal(
+        jax.jit(DenseNet(**TINY).apply)(tiny_variables, images),
+        jax.jit(plain.apply)(tiny_variables, images),
     )
 
 

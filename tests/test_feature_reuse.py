@@ -113,7 +113,7 @@ def test_only_kernels_of_the_readers_count():
 def test_refuses_weights_of_another_net_and_broken_ones():
     model, variables = _net(bottleneck_width=2)
     with pytest.raises(
-        ValueError, match="denseblock1/denselayer2 reads 10 channels"
+        ValueError, match="denseblock1/denselayer2/conv1 reads 10 channels"
     ):
         feature_reuse(model.clone(growth_rate=8), variables)
     variables["params"]["classifier"]["kernel"][0, 0] = np.nan

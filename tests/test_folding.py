@@ -16,7 +16,7 @@ from densenet_jax import (
     save_torch,
 )
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.weights.architecture import tensor_shapes
+from densenet_jax.models.geometry import tensor_shapes
 from tests import numpy_densenet as reference
 from tests.random_variables import random_variables
 
@@ -98,9 +98,20 @@ def test_variables_are_those_of_every_folded_variant(name):
     folded = model.copy(folded=True)
     smallest = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     assert found == jax.eval_shape(folded.init, jax.random.key(0), smallest)
-    norms = {"norm0", "norm2"}
-    paths = jax.tree_util.tree_leaves_with_path(found)
-    assert not any(norms & {key.key for key in path} for path, _ in paths)
+    leaves = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(found):
+        leaves.setdefault(path[-2].key, set()).add(path[-1].key)
+    assert leaves["conv0"] == {"kernel"}
+    assert leaves["norm1"] == {"scale", "bias", "mean", "var"}
+    for norm in {"norm0", "norm2"} & leaves.keys():
+        assert leaves[norm] == {"bias"}
+
+
+def test_norms_without_running_statistics_cannot_be_folded():
+    model = DenseNet((1,), growth_rate=4, norm="group")
+
+    with pytest.raises(ValueError, match="norm='group'"):
+        fold_norms(model, {"params": {}})
 
 
 def test_converted_weights(images):

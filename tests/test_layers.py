@@ -1,5 +1,8 @@
 """Each building block against numpy, or against the definition."""
 
+import functools
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,15 +11,23 @@ import pytest
 from jax import lax
 
 from densenet_jax.models.layers import (
-    AveragePool,
-    BatchNorm,
+    ACTIVATIONS,
+    NORM_AXES,
     Conv,
-    MaxPool,
-    batch_moments,
-    concatenate_moments,
+    Norm,
+    add_moments_gradient,
+    concatenate,
+    measure,
 )
-from densenet_jax.models.ops import convolve
+from densenet_jax.models.ops import operations
 from tests import numpy_densenet as reference
+
+OPS = operations()
+BatchNorm = functools.partial(Norm, "batch")
+
+
+def measured(x, train=True):
+    return measure(x, "batch", train)
 
 
 def normal(*shape, seed=0):
@@ -30,7 +41,7 @@ def normal(*shape, seed=0):
 def test_convolve_equals_numpy(size, stride, padding):
     x, kernel = normal(2, 10, 13, 3), normal(size, size, 3, 4)
 
-    found = convolve(x, kernel, stride, padding)
+    found = OPS.convolve(x, kernel, stride, padding)
 
     expected = reference.conv(x, kernel, stride, padding)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -41,7 +52,7 @@ def test_product_on_cpu_equals_the_1x1_convolution(dtype):
     x = jnp.array(normal(2, 5, 7, 64), dtype)
     kernel = jnp.array(normal(1, 1, 64, 16), dtype)
 
-    found = convolve(x, kernel, stride=1, padding=0)
+    found = OPS.convolve(x, kernel, stride=1, padding=0)
 
     native = lax.conv_general_dilated(
         x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -60,7 +71,7 @@ def test_max_pool_equals_numpy(shape):
     # Below 0, where padding with zeros would show.
     x = normal(*shape) - 5
 
-    found = MaxPool(3, stride=2, padding=1).apply({}, x)
+    found = OPS.max_pool(x, 3, stride=2, padding=1)
 
     np.testing.assert_array_equal(found, reference.max_pool(x, 3, 2, 1))
 
@@ -69,7 +80,7 @@ def test_max_pool_equals_numpy(shape):
 def test_average_pool_equals_numpy(shape):
     x = normal(*shape)
 
-    found = AveragePool(2).apply({}, x)
+    found = OPS.average_pool(x, 2)
 
     assert found.shape == (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
     np.testing.assert_allclose(
@@ -81,7 +92,7 @@ def test_average_pool_equals_numpy(shape):
     ("kernel_init", "fan"), [("fan_out", 128), ("fan_in", 64)]
 )
 def test_kernels_start_normal_with_variance_2_over_fan(kernel_init, fan):
-    conv = Conv(128, 3, kernel_init=kernel_init)
+    conv = Conv(128, 3, OPS, kernel_init=kernel_init)
 
     kernel = conv.init(jax.random.key(0), normal(1, 3, 3, 64))["params"][
         "kernel"
@@ -112,7 +123,7 @@ def test_batch_norm_trains_as_pytorchs(norm_variables):
     norm = BatchNorm(epsilon=1e-3, momentum=0.7)
 
     y, updates = norm.apply(
-        norm_variables, x, train=True, mutable=["batch_stats"]
+        norm_variables, measured(x), train=True, mutable=["batch_stats"]
     )
 
     params, running = norm_variables["params"], norm_variables["batch_stats"]
@@ -133,7 +144,9 @@ def test_batch_norm_trains_as_pytorchs(norm_variables):
 def test_batch_norm_evaluates_with_running_statistics(norm_variables):
     x = normal(1, 1, 1, 3, seed=5)
 
-    y = BatchNorm(epsilon=1e-3).apply(norm_variables, x, train=False)
+    y = BatchNorm(epsilon=1e-3).apply(
+        norm_variables, measured(x, train=False), train=False
+    )
 
     params, running = norm_variables["params"], norm_variables["batch_stats"]
     expected = (x - running["mean"]) / np.sqrt(running["var"] + 1e-3)
@@ -143,7 +156,7 @@ def test_batch_norm_evaluates_with_running_statistics(norm_variables):
 
 def test_batch_norm_starts_with_0_and_1():
     variables = BatchNorm().init(
-        jax.random.key(0), normal(2, 2, 2, 3), train=True
+        jax.random.key(0), measured(normal(2, 2, 2, 3)), train=True
     )
 
     np.testing.assert_array_equal(variables["params"]["scale"], np.ones(3))
@@ -156,7 +169,7 @@ def test_batch_norm_refuses_one_value_a_channel(norm_variables):
     with pytest.raises(ValueError, match="2 values or more"):
         BatchNorm().apply(
             norm_variables,
-            normal(1, 1, 1, 3),
+            measured(normal(1, 1, 1, 3)),
             train=True,
             mutable=["batch_stats"],
         )
@@ -167,7 +180,7 @@ def test_a_constant_channel_stays_finite(norm_variables):
     x = np.full((7, 3, 3, 3), 1000.1, np.float32)
 
     y, _ = BatchNorm().apply(
-        norm_variables, x, train=True, mutable=["batch_stats"]
+        norm_variables, measured(x), train=True, mutable=["batch_stats"]
     )
 
     assert np.all(np.isfinite(y))
@@ -177,8 +190,10 @@ def test_norm_and_conv_compute_in_dtype_and_store_float32():
     class Both(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = Conv(4, 1, dtype=jnp.bfloat16, name="conv")(x)
-            return BatchNorm(dtype=jnp.bfloat16, name="norm")(x, train=True)
+            x = Conv(4, 1, OPS, dtype=jnp.bfloat16, name="conv")(x)
+            return BatchNorm(dtype=jnp.bfloat16, name="norm")(
+                measured(x), train=True
+            )
 
     y, variables = jax.eval_shape(
         Both().init_with_output, jax.random.key(0), normal(2, 2, 2, 3)
@@ -193,7 +208,7 @@ def test_norm_and_conv_compute_in_dtype_and_store_float32():
 def test_moments_are_computed_in_float32():
     x = jnp.array(normal(8, 16, 16, 3) + 1, jnp.bfloat16)
 
-    moments = batch_moments(x)
+    _, moments = measured(x)
 
     wide = np.asarray(x, np.float64)
     np.testing.assert_allclose(moments.mean, wide.mean((0, 1, 2)), rtol=1e-5)
@@ -203,8 +218,65 @@ def test_moments_are_computed_in_float32():
 def test_concatenated_moments_are_those_of_concatenated_maps():
     a, b = normal(2, 3, 3, 2), normal(2, 3, 3, 1, seed=1)
 
-    moments = concatenate_moments([batch_moments(a), batch_moments(b)])
+    array, moments = concatenate([measured(a), measured(b)])
 
-    together = batch_moments(np.concatenate([a, b], axis=-1))
+    expected, together = measured(np.concatenate([a, b], axis=-1))
+    np.testing.assert_array_equal(array, expected)
     np.testing.assert_allclose(moments.mean, together.mean, rtol=1e-6)
     np.testing.assert_allclose(moments.variance, together.variance, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_groups"), [("group", 2), ("group", 4), ("instance", 1)]
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_group_and_instance_norm_equal_flaxs(kind, num_groups, train):
+    x = 2 * normal(3, 4, 5, 6, seed=5) + 1
+    params = {"scale": normal(6, seed=1), "bias": normal(6, seed=2)}
+    norm = Norm(kind, num_groups=num_groups, epsilon=1e-3)
+
+    y = norm.apply({"params": params}, measure(x, kind, train), train)
+
+    # gcd(4, 6) groups: 4 do not divide the channels.
+    groups = 6 if kind == "instance" else 2
+    theirs = nn.GroupNorm(num_groups=groups, epsilon=1e-3)
+    expected = theirs.apply({"params": params}, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NORM_AXES)
+def test_the_gradient_through_moments_is_that_of_differentiating_them(kind):
+    with jax.enable_x64(True):
+        x, cotangent = (
+            jnp.array(normal(3, 4, 5, 6, seed=i), jnp.float64) for i in (0, 1)
+        )
+        maps, vjp = jax.vjp(lambda x: measure(x, kind, train=True), x)
+        moments_gradient = jax.tree.map(jnp.cos, maps.moments)
+
+        found = add_moments_gradient(cotangent, maps, moments_gradient)
+
+        (expected,) = vjp(type(maps)(cotangent, moments_gradient))
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_activations_are_those_of_their_papers():
+    x = np.linspace(-8, 8, 33)
+
+    found = {
+        name: activation(jnp.array(x, jnp.float32))
+        for name, activation in ACTIVATIONS.items()
+    }
+
+    gauss = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
+    expected = {
+        "relu": np.maximum(x, 0),
+        "relu6": np.clip(x, 0, 6),
+        "leaky_relu": np.where(x > 0, x, 0.01 * x),
+        "elu": np.where(x > 0, x, np.exp(x) - 1),
+        "gelu": x * gauss,
+        "silu": x / (1 + np.exp(-x)),
+        "tanh": np.tanh(x),
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)

@@ -98,8 +98,8 @@ def test_a_recipe_with_an_argument(tmp_path):
             "sweeps 'model.growth_rte', which is no key of its config. Did "
             "you mean model.growth_rate",
         ),
-        ("add({'model.growth_rate': 'six'})", "growth_rate=six: invalid"),
-        ("add({'model.growth_rate': 6.5})", "growth_rate=6.5: invalid"),
+        ("add({'model.growth_rate': 'six'})", "growth_rate is 'six': exp"),
+        ("add({'model.growth_rate': 6.5})", "growth_rate is 6.5: expect"),
         ("add({'seed': None})", "sets seed to None: leave it out"),
         ("add({'seed': 1}); add({'seed': 1})", "adds seed=1 twice"),
         ("add({'epochs': 1}); add({'epochs': 1.0})", "adds epochs=1.0 twice"),

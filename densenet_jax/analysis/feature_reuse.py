@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from densenet_jax.files import replacing
+from densenet_jax.models import geometry
 from densenet_jax.models.densenet import DenseNet
 
 # The matrices of a picture that stand side by side, at most.
@@ -65,34 +67,24 @@ def feature_reuse(model: DenseNet, variables: Mapping) -> list[BlockReuse]:
       ValueError: a kernel does not read what the model's layers make, or
         holds a NaN or an infinity.
     """
-    params = variables["params"]
-    input_channels = params["conv0"]["kernel"].shape[-1]
-    blocks = []
-    for i, num_layers in enumerate(model.block_layers, 1):
-        block = f"denseblock{i}"
-        layers = [f"denselayer{j}" for j in range(1, num_layers + 1)]
-        kernels = {
-            f"{block}/{layer}": params[block][layer]["conv1"]["kernel"]
-            for layer in layers
-        }
-        if i < len(model.block_layers):
-            last = f"transition{i}"
-            kernels[last] = params[last]["conv"]["kernel"]
-        else:
-            last = "classifier"
-            kernels[last] = params[last]["kernel"]
-        channels = [input_channels] + [model.growth_rate] * num_layers
+    params = flatten_dict(variables["params"], sep="/")
+    reuses = []
+    for block in geometry.blocks(model):
+        num_layers = len(block.growth_rates)
+        layers = [f"denselayer{i}" for i in range(1, num_layers + 1)]
+        paths = [f"{block.name}/{layer}/conv1" for layer in layers]
+        channels = [block.inputs, *block.growth_rates]
         weights = np.full((num_layers + 1, num_layers + 1), np.nan)
-        for target, (path, kernel) in enumerate(kernels.items()):
+        for target, path in enumerate([*paths, block.reader]):
             sources = target + 1
             weights[:sources, target] = _mean_by_source(
-                path, kernel, channels[:sources]
+                path, params[f"{path}/kernel"], channels[:sources]
             )
-        blocks.append(
-            BlockReuse(block, ["input", *layers], [*layers, last], weights)
+        last = block.reader.removesuffix("/conv")
+        reuses.append(
+            BlockReuse(block.name, ["input", *layers], [*layers, last], weights)
         )
-        input_channels = kernels[last].shape[-1]
-    return blocks
+    return reuses
 
 
 def _mean_by_source(path, kernel, channels: Sequence[int]) -> list[float]:

@@ -1,23 +1,24 @@
 """The table of a network's layers that people draw by hand, and of networks.
 
-Everything in it is recorded while the network itself is traced, so a changed
-network has a changed table.
+The layers are those of `models.geometry`.
 """
 
 import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from densenet_jax.analysis import tables
 from densenet_jax.choices import check_choice
-from densenet_jax.models.densenet import DenseLayer, DenseNet
-from densenet_jax.models.layers import AveragePool, BatchNorm, Conv, MaxPool
+from densenet_jax.models import geometry
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import STATISTICS, Operation
+from densenet_jax.models.options import check_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +59,22 @@ def layers(
     Raises:
       ValueError: the images are too small for the model.
     """
+    check_images(model, (1, *image_shape), train=False)
+    *size, channels = image_shape
     rows = []
-
-    def record(method, args, kwargs, context):
-        output = method(*args, **kwargs)
-        if context.method_name == "__call__":
-            _record_call(rows, context.module, args[0], output)
-        return output
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with nn.intercept_methods(record):
-        jax.eval_shape(model.init, jax.random.key(0), images)
+    walked = geometry.walk(model, channels)
+    for layer, group in itertools.groupby(walked, key=_dense_layer):
+        operations = list(group)
+        group = []
+        for operation in operations:
+            size = [operation.output_size(n) for n in size]
+            group.append(_row(model, operation, size))
+        if layer is not None:
+            # The layer's own channels join those that it reads.
+            total = operations[0].inputs + group[-1].shape[-1]
+            merged = _merge(layer, group)
+            group = [dataclasses.replace(merged, shape=(*size, total))]
+        rows += group
     return rows
 
 
@@ -142,7 +148,7 @@ def activation_bytes(model: DenseNet, image_shape: tuple[int, int, int]) -> int:
     """What a training step keeps of one image for its backward pass, in bytes.
 
     Counted as JAX traces the step, with the model's remat policy and dtype, and
-    native convolutions and pools; parameters are not counted. What a compiled
+    implementation='xla'; parameters are not counted. What a compiled
     step takes can be less, where XLA recomputes what is cheap, and more for
     what is at work at the time.
 
@@ -153,7 +159,7 @@ def activation_bytes(model: DenseNet, image_shape: tuple[int, int, int]) -> int:
       ValueError: the images are too small for the model.
     """
     key = jax.random.key(0)
-    model = model.clone(form="native")
+    model = model.clone(implementation="xla")
 
     def kept(batch_size):
         images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
@@ -209,60 +215,44 @@ def _totals(rows: Sequence[Row]) -> dict[str, int]:
     }
 
 
-def _record_call(rows, module, inputs, output):
-    path = "/".join(module.path)
-    if isinstance(module, DenseLayer):
-        inner = [row for row in rows if row.layer.startswith(f"{path}/")]
-        channels = sum(x.shape[-1] for x in [*inputs, output])
-        rows[-len(inner) :] = [
-            dataclasses.replace(
-                _merge(path, inner),
-                shape=(*output.shape[1:-1], channels),
-            )
-        ]
-        return
-    operation = _operation(module)
-    if operation is None:
-        return
-    if len(module.path) > 1:
-        stage = module.path[0]
-    else:
-        stage = "stem" if not rows or rows[-1].stage == "stem" else "head"
-    if isinstance(module, nn.Dense):
-        rows.append(
-            Row(stage, "", "global average pool", inputs.shape[1:], 0, 0)
-        )
-    params = module.variables.get("params", {})
+def _dense_layer(operation: Operation) -> str | None:
+    """The path of the dense layer that an operation belongs to."""
+    found = re.match(r"denseblock\d+/denselayer\d+", operation.path)
+    return found and found[0]
+
+
+def _row(model: DenseNet, operation: Operation, size: Sequence[int]) -> Row:
+    shapes = geometry.leaf_shapes(model, operation)
+    vector = operation.kind in ("mean", "linear")
     multiply_adds = 0
-    if "kernel" in params:
+    if "kernel" in shapes:
         # Each position of the output takes the whole kernel once.
-        positions = math.prod(output.shape[1:-1])
-        multiply_adds = positions * params["kernel"].size
-    rows.append(
-        Row(
-            stage,
-            path,
-            operation,
-            output.shape[1:],
-            sum(param.size for param in jax.tree.leaves(params)),
-            multiply_adds,
-        )
+        positions = 1 if vector else math.prod(size)
+        multiply_adds = positions * math.prod(shapes["kernel"])
+    return Row(
+        operation.stage,
+        operation.path,
+        _describe(operation),
+        (operation.outputs,) if vector else (*size, operation.outputs),
+        sum(
+            math.prod(shape)
+            for leaf, shape in shapes.items()
+            if leaf not in STATISTICS
+        ),
+        multiply_adds,
     )
 
 
-def _operation(module: nn.Module) -> str | None:
-    match module:
-        case Conv(size=size, stride=stride, features=features):
-            return f"{_window(size, stride)} conv {features}"
-        case MaxPool(size=size, stride=stride):
-            return f"{_window(size, stride)} max pool"
-        case AveragePool(size=size):
-            return f"{_window(size, size)} average pool"
-        case BatchNorm():
-            return "norm-ReLU"
-        case nn.Dense(features=features):
-            return f"linear {features}"
-    return None
+def _describe(operation: Operation) -> str:
+    window = _window(operation.size, operation.stride)
+    return {
+        "conv": f"{window} conv {operation.outputs}",
+        "norm": "norm-ReLU",
+        "max_pool": f"{window} max pool",
+        "average_pool": f"{window} average pool",
+        "mean": "global average pool",
+        "linear": f"linear {operation.outputs}",
+    }[operation.kind]
 
 
 def _window(size: int, stride: int) -> str:

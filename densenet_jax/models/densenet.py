@@ -6,337 +6,186 @@ Networks, CVPR 2017, arXiv 1608.06993 ("the paper" below). All feature maps are
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densenet_jax.choices import check_choice
-from densenet_jax.models.layers import (
-    KERNEL_INITS,
-    AveragePool,
-    BatchNorm,
-    Conv,
-    MaxPool,
-    Moments,
-    at_least_float32,
-    batch_moments,
-    concatenate_moments,
+from densenet_jax.models import geometry, recompute
+from densenet_jax.models.layers import Maps, at_least_float32, concatenate
+from densenet_jax.models.options import (
+    REMAT_POLICIES,
+    LayerOptions,
+    NetAttributes,
+    check_images,
+    drop_path_rates,
+    layer_options,
 )
-from densenet_jax.models.ops import FORMS, convolve_and_pool
-from densenet_jax.models.recompute import Settings, dense_block
+from densenet_jax.models.stages import SqueezeExcite, StagedLayer, drop_path
 
-STEMS = ("imagenet", "cifar")
-
-# What the forward pass keeps for the backward pass; the rest is recomputed.
-# (Pleiss et al., Memory-Efficient Implementation of DenseNets, 1707.06990.)
-REMAT_POLICIES = {
-    "none": "every activation is kept",
-    "convs": "conv outputs are kept; concatenation, norm and ReLU recomputed",
-    "half": "as 'layer' in the first half of the blocks, else as 'convs'",
-    "layer": "the outputs of the dense layers are kept, bottlenecks recomputed",
-}
-
-# Torch's initial weights: uniform within 1 / sqrt(in).
-TORCH_LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-_RANGES = {
-    "block_layers": (
-        lambda v: len(v) > 0 and all(n > 0 for n in v),
-        "one or more positive numbers of layers",
-    ),
-    "growth_rate": (lambda v: v > 0, "positive"),
-    "compression": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "bottleneck_width": (lambda v: v >= 0, "0 (no bottleneck) or more"),
-    "stem_features": (lambda v: v is None or v > 0, "positive or None"),
-    "num_classes": (lambda v: v > 0, "positive"),
-    "dropout_rate": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "norm_epsilon": (lambda v: v > 0, "positive"),
-    "norm_momentum": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-}
+__all__ = ["REMAT_POLICIES", "DenseBlock", "DenseLayer", "DenseNet"]
 
 
-class DenseLayer(nn.Module):
+class DenseLayer(StagedLayer):
     """H_l: norm-ReLU-conv, or norm-ReLU-1x1 conv-norm-ReLU-3x3 conv.
 
     Paper, section 3, "Composite function" and "Bottleneck layers".
     """
 
-    growth_rate: int
-    bottleneck_width: int
-    dropout_rate: float
-    folded: bool
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    @property
+    def stages(self) -> list[str]:
+        stages = ["bottleneck"] if self.options.bottleneck_width else []
+        stages.append("new_features")
+        stages += ["recalibrate"] if self.options.squeeze_excite else []
+        return stages + (["drop_path"] if self.drop_path_rate else [])
 
     def setup(self):
-        new = functools.partial(self.conv, self.growth_rate, 3, padding=1)
-        self.norm1 = self.norm()
-        if self.bottleneck_width:
-            width = self.bottleneck_width * self.growth_rate
-            self.conv1 = self.conv(width, 1, use_bias=self.folded)
-            if not self.folded:
-                self.norm2 = self.norm()
-            self.conv2 = new()
+        options, k = self.options, self.growth_rate
+        self.norm1 = options.norm_layer()
+        if options.bottleneck_width:
+            self.conv1 = options.conv(options.bottleneck_width * k, 1)
+            self.norm2 = options.norm_of_conv()
+            self.conv2 = options.conv(k, 3, padding=1)
         else:
-            self.conv1 = new()
-        self.dropout = nn.Dropout(self.dropout_rate)
+            self.conv1 = options.conv(k, 3, padding=1)
+        if options.squeeze_excite:
+            reduced = geometry.squeezed(k, options.squeeze_excite)
+            self.se = SqueezeExcite(reduced, options)
 
-    def __call__(
-        self,
-        features: Sequence[jax.Array],
-        moments: Sequence[Moments] | None,
-        train: bool,
-    ) -> jax.Array:
-        """Makes growth_rate new channels of all the feature maps before.
+    def bottleneck(self, x: Maps, train: bool, key: jax.Array | None):
+        return self._composite(self.norm1, self.conv1, x, train, key)
 
-        Args:
-          features: x_0 ... x_{l-1}, oldest first.
-          moments: of each of the features; read only if train.
-          train: as in `DenseNet`.
-        """
-        keys = self.dropout_keys(train)
-        x = jnp.concatenate(features, axis=-1)
-        moments = concatenate_moments(moments) if train else None
-        x = nn.relu(self.norm1(x, moments, train=train))
-        x = self.dropout(self.conv1(x), deterministic=not train, rng=keys[0])
-        if not self.bottleneck_width:
-            return x
-        if not self.folded:
-            x = self.norm2(x, train=train)
-        x = self.conv2(nn.relu(x))
-        return self.dropout(x, deterministic=not train, rng=keys[1])
+    def new_features(self, x: Maps, train: bool, key: jax.Array | None):
+        if self.options.bottleneck_width:
+            return self._composite(self.norm2, self.conv2, x, train, key)
+        return self._composite(self.norm1, self.conv1, x, train, key)
 
-    def dropout_keys(self, train: bool) -> tuple[jax.Array | None, ...]:
-        """The keys of the dropout after each convolution; None without."""
-        if not (train and self.dropout_rate):
-            return None, None
-        return self.make_rng("dropout"), self.make_rng("dropout")
+    def _composite(self, norm, conv, x, train, key):
+        y = conv(self.options.activate(norm(x, train)))
+        return self.options.dropout(y, train, key)
 
-    def update_statistics(
-        self, moments: Moments, bottleneck: Moments | None, count: int
-    ) -> None:
-        """Moves the running statistics towards a batch's.
+    def recalibrate(self, x: Maps, train: bool, key: jax.Array | None):
+        return self.se(x.array)
 
-        Args:
-          moments: of all the feature maps before.
-          bottleneck: of the output of the 1x1 convolution, if there is one.
-          count: the number of values that a channel has in the batch.
-        """
-        self.norm1.update(moments, count)
-        if bottleneck is not None:
-            self.norm2.update(bottleneck, count)
+    def drop_path(self, x: Maps, train: bool, key: jax.Array | None):
+        return drop_path(x.array, self.drop_path_rate, train, key)
 
 
 class DenseBlock(nn.Module):
     """Dense layers, each of which reads all the feature maps before it.
 
-    Paper, equation 2: x_l = H_l([x_0, x_1, ..., x_{l-1}]).
+    Attributes:
+      growth_rates, drop_path_rates: of each layer.
+      layer: the class of the layers.
+      remat: a key of REMAT_POLICIES.
+      options: what the layers share.
     """
 
-    num_layers: int
-    layer: Callable[..., DenseLayer]
-    recompute: Settings | None
+    growth_rates: Sequence[int]
+    drop_path_rates: Sequence[float]
+    layer: type[nn.Module]
+    remat: str
+    options: LayerOptions
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool
-    ) -> tuple[jax.Array, Moments | None]:
-        """Maps c channels to c + num_layers * growth_rate, oldest first.
+    def setup(self):
+        for i, layer in enumerate(self._make_layers(), 1):
+            setattr(self, f"denselayer{i}", layer)
 
-        Returns:
-          The feature maps, and their batch moments if train.
-        """
-        layers = [
-            self.layer(name=f"denselayer{i}")
-            for i in range(1, self.num_layers + 1)
-        ]
-        if train and self.recompute and not self.is_initializing():
-            return self._recomputing(x, layers)
-        # Every reader normalises a feature map with the same batch moments,
-        # so they are computed once, when the map is made.
-        features = [x]
-        moments = [batch_moments(x)] if train else None
-        for layer in layers:
-            new = layer(features, moments, train)
-            features = [*features, new]
-            moments = [*moments, batch_moments(new)] if train else None
-        x = jnp.concatenate(features, axis=-1)
-        return x, concatenate_moments(moments) if train else None
+    @property
+    def layers(self) -> list[nn.Module]:
+        numbers = range(1, len(self.growth_rates) + 1)
+        return [getattr(self, f"denselayer{i}") for i in numbers]
 
-    def _recomputing(self, x, layers):
-        """The same, by `dense_block`."""
-        features, moments, bottlenecks = dense_block(
-            self.recompute,
-            x,
-            [layer.variables["params"] for layer in layers],
-            [layer.dropout_keys(train=True) for layer in layers],
-        )
-        count = x.size // x.shape[-1]
-        channels = x.shape[-1]
-        for i, layer in enumerate(layers):
-            read = Moments(*(m[:channels] for m in moments))
-            bottleneck = bottlenecks[i] if bottlenecks else None
-            layer.update_statistics(read, bottleneck, count)
-            channels += layer.growth_rate
-        return features, moments
+    def __call__(self, x: jax.Array, train: bool) -> Maps:
+        """Maps c channels to c + sum(growth_rates), oldest first."""
+        function = functools.partial(_dense_block, train=train)
+        if train and recompute.has_own_backward(self.layer, self.remat):
+            function = recompute.by_stages(
+                function,
+                self._make_layers(parent=None),
+                measure=functools.partial(self.options.measure, train=True),
+                keep_stages=self.remat == "convs",
+                materialize=self.options.ops.materialize,
+            )
+        return function(self, x)
+
+    def _make_layers(self, **kwargs) -> list[nn.Module]:
+        layer = recompute.wrap_layer(self.layer, self.remat)
+        rates = zip(self.growth_rates, self.drop_path_rates)
+        return [layer(k, p, self.options, **kwargs) for k, p in rates]
+
+
+def _dense_block(block: DenseBlock, x: jax.Array, train: bool) -> Maps:
+    """Paper, equation 2: x_l = H_l([x_0, x_1, ..., x_{l-1}])."""
+    features = [block.options.measure(x, train)]
+    for layer in block.layers:
+        new = layer(features, train)
+        features.append(block.options.measure(new, train))
+    return concatenate(features)
 
 
 class Transition(nn.Module):
     """Norm-ReLU-1x1 conv-2x2 average pool (paper, section 3, "Pooling")."""
 
     features: int
-    dropout_rate: float
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    form: str
+    options: LayerOptions
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, moments: Moments | None, train: bool
-    ) -> jax.Array:
-        """Halves height and width; moments are those of x, if train."""
-        x = nn.relu(self.norm(name="norm")(x, moments, train=train))
-        conv = self.conv(self.features, 1, name="conv")
-        if self.is_initializing() or (train and self.dropout_rate):
-            x = conv(x)
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-            return AveragePool(2, self.form, name="pool")(x)
-        kernel = conv.variables["params"]["kernel"]
-        return convolve_and_pool(x, kernel.astype(x.dtype), 2, self.form)
+    def __call__(self, x: Maps, train: bool) -> jax.Array:
+        """Halves height and width."""
+        y = self.options.norm_layer(name="norm")(x, train)
+        conv = self.options.conv(self.features, 1, name="conv")
+        y = self.options.activate(y)
+        if not (train and self.options.dropout_rate):
+            return conv(y, pool=2)
+        y = nn.Dropout(self.options.dropout_rate, deterministic=False)(conv(y))
+        return self.options.ops.average_pool(y, 2)
 
 
-class DenseNet(nn.Module):
+class DenseNet(NetAttributes):
     """The network of the paper: stem, dense blocks with transitions, head.
 
     Attributes:
-      block_layers: the number of dense layers of each block.
-      growth_rate: k, the number of channels each dense layer adds.
-      compression: theta in (0, 1], the share of channels that a transition
-        keeps, rounded down.
-      bottleneck_width: the 1x1 convolutions make bottleneck_width * growth_rate
-        channels; 0 leaves them out (the plain net).
-      stem: 'imagenet' (7x7 conv, stride 2, and a 3x3 max pool, stride 2) or
-        'cifar' (3x3 conv).
-      stem_norm: whether norm and ReLU follow the stem's conv.
-      stem_features: channels of the stem; None is 2 * growth_rate.
-      num_classes: the number of logits.
-      dropout_rate: after each convolution but the first, when training.
-      kernel_init: 'fan_out' (the authors') or 'fan_in' (torchvision's).
-      norm_epsilon: added to variances.
-      norm_momentum: share of the old running statistics kept at each step;
-        PyTorch's momentum is one minus this.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      remat: what is kept for the backward pass, a key of REMAT_POLICIES.
-      form: of convolutions and pools: 'auto' for what suits the device, or a
-        key of `platforms.FORMS`.
-      folded: norm0 and every norm2 are part of the conv before them, which has
-        a bias instead; for inference alone (see `fold_norms`).
-
-    Raises:
-      ValueError: on construction, for an attribute outside its range.
+      dense_layer: the class of the dense layers (see `stages.StagedLayer`); all
+        other attributes are documented in `options.NetAttributes`.
     """
 
-    block_layers: Sequence[int]
-    growth_rate: int = 32
-    compression: float = 0.5
-    bottleneck_width: int = 4
-    stem: str = "imagenet"
-    stem_norm: bool = True
-    stem_features: int | None = None
-    num_classes: int = 1000
-    dropout_rate: float = 0.0
-    kernel_init: str = "fan_out"
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    form: str = "auto"
-    folded: bool = False
-
-    def __post_init__(self):
-        check_choice("stem", self.stem, STEMS)
-        check_choice("kernel_init", self.kernel_init, KERNEL_INITS)
-        check_choice("remat policy", self.remat, REMAT_POLICIES)
-        check_choice("form", self.form, ("auto", *FORMS))
-        for name, (inside, expected) in _RANGES.items():
-            value = getattr(self, name)
-            if not inside(value):
-                raise ValueError(f"{name} is {value!r}: must be {expected}.")
-        _transition_features(self)
-        super().__post_init__()
+    dense_layer: type[nn.Module] = DenseLayer
 
     def setup(self):
-        conv = functools.partial(
-            Conv,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            form=self.form,
-        )
-        norm = functools.partial(
-            BatchNorm,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-            dtype=self.dtype,
-        )
-        layer = functools.partial(
-            DenseLayer,
-            growth_rate=self.growth_rate,
-            bottleneck_width=self.bottleneck_width,
-            dropout_rate=self.dropout_rate,
-            folded=self.folded,
-            conv=conv,
-            norm=norm,
-        )
-        channels = self.stem_features or 2 * self.growth_rate
-        stem_conv = functools.partial(
-            conv, channels, use_bias=self.folded and self.stem_norm
-        )
+        self.options = layer_options(self)
+        blocks = geometry.blocks(self)
         if self.stem == "imagenet":
-            self.conv0 = stem_conv(7, stride=2, padding=3)
-            self.pool0 = MaxPool(3, stride=2, padding=1, form=self.form)
-        else:
-            self.conv0 = stem_conv(3, padding=1)
-        if self.stem_norm and not self.folded:
-            self.norm0 = norm()
-
-        for i, num_layers in enumerate(self.block_layers, 1):
-            block = DenseBlock(num_layers, layer, self._recompute(i))
-            setattr(self, f"denseblock{i}", block)
-        for i, features in enumerate(_transition_features(self), 1):
-            transition = Transition(
-                features, self.dropout_rate, conv, norm, self.form
+            self.conv0 = self.options.conv(
+                blocks[0].inputs, 7, stride=2, padding=3
             )
-            setattr(self, f"transition{i}", transition)
-        self.norm5 = norm()
-        self.classifier = nn.Dense(
-            self.num_classes, kernel_init=TORCH_LINEAR_INIT
-        )
-
-    def _recompute(self, block: int) -> Settings | None:
-        """How the block of this number, from 1, recomputes; None: not."""
-        if self.remat == "none":
-            return None
-        late = block > len(self.block_layers) / 2
-        return Settings(
-            norm_epsilon=self.norm_epsilon,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-            keep_bottlenecks=self.remat == "convs"
-            or (self.remat == "half" and late),
-            form=self.form,
-        )
+        else:
+            self.conv0 = self.options.conv(blocks[0].inputs, 3, padding=1)
+        if self.stem_norm:
+            self.norm0 = self.options.norm_of_conv()
+        for i, (block, rates) in enumerate(
+            zip(blocks, drop_path_rates(self)), 1
+        ):
+            remat = recompute.block_policy(self.remat, i, len(blocks))
+            dense_block = DenseBlock(
+                block.growth_rates, rates, self.dense_layer, remat, self.options
+            )
+            setattr(self, f"denseblock{i}", dense_block)
+            if block.compressed is not None:
+                transition = Transition(block.compressed, self.options)
+                setattr(self, f"transition{i}", transition)
+        self.norm5 = self.options.norm_layer()
+        self.classifier = self.options.linear(self.num_classes)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Classifies images.
 
         Args:
           images: [batch, height, width, channels], normalised; any number of
-            channels, any size from `min_image_size` on.
+            channels, any size from `geometry.min_image_size` on.
           train: normalise with batch moments, update batch_stats, drop out
-            (needs the rng 'dropout' where dropout_rate > 0).
+            (needs the rng 'dropout' where something is dropped).
 
         Returns:
           Logits [batch, num_classes], float32.
@@ -358,69 +207,23 @@ class DenseNet(nn.Module):
 
         Args and raises: as `__call__`.
         """
-        self._check(images, train)
+        check_images(self, images.shape, train)
         x = self.conv0(images)
         if self.stem_norm:
-            if not self.folded:
-                x = self.norm0(x, train=train)
-            x = nn.relu(x)
+            x = self.norm0(self.options.measure(x, train), train)
+            x = self.options.activate(x)
         maps = [x]
         if self.stem == "imagenet":
-            x = self.pool0(x)
+            x = self.options.ops.max_pool(x, 3, 2, 1)
         for i in range(1, len(self.block_layers) + 1):
-            x, moments = getattr(self, f"denseblock{i}")(x, train)
+            block = getattr(self, f"denseblock{i}")(x, train)
             if i < len(self.block_layers):
-                maps.append(x)
-                x = getattr(self, f"transition{i}")(x, moments, train)
-        return [*maps, nn.relu(self.norm5(x, moments, train=train))]
+                maps.append(block.array)
+                x = getattr(self, f"transition{i}")(block, train)
+        x = self.options.activate(self.norm5(block, train))
+        return [*maps, x]
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [batch, num_classes] of the last feature map: mean, linear."""
         pooled = jnp.mean(at_least_float32(x), axis=(1, 2))
         return self.classifier(pooled)
-
-    def _check(self, images: jax.Array, train: bool) -> None:
-        if train and self.folded:
-            raise ValueError(
-                "A DenseNet with folded norms cannot train: they have no batch "
-                "moments. Train the model that was given to fold_norms, and "
-                "fold its variables afterwards."
-            )
-        smallest = min_image_size(self.stem, len(self.block_layers))
-        if images.ndim != 4 or min(images.shape[1:3]) < smallest:
-            raise ValueError(
-                f"Images of shape {images.shape} do not fit: expected [batch, "
-                f"height, width, channels] with height and width of {smallest} "
-                f"or more for {len(self.block_layers)} blocks behind the "
-                f"{self.stem!r} stem."
-            )
-
-
-def compressed(channels: int, compression: float) -> int:
-    """Channels after a transition: floor(theta m) (paper, "Compression")."""
-    # 0.29 * 100 is 28.999999999999996 in binary and 29 on paper.
-    kept = math.floor(round(channels * compression, 6))
-    if not kept:
-        raise ValueError(
-            f"compression {compression} leaves none of {channels} channels: "
-            f"must be at least 1/{channels}."
-        )
-    return kept
-
-
-def _transition_features(model: DenseNet) -> list[int]:
-    """The channels that each transition makes."""
-    channels = model.stem_features or 2 * model.growth_rate
-    features = []
-    for num_layers in model.block_layers[:-1]:
-        channels += num_layers * model.growth_rate
-        channels = compressed(channels, model.compression)
-        features.append(channels)
-    return features
-
-
-def min_image_size(stem: str, num_blocks: int) -> int:
-    """The smallest height or width that leaves one pixel to the last block."""
-    pooled = 2 ** (num_blocks - 1)
-    # The stem's two strides round up: 4 (pooled - 1) + 1 is enough.
-    return 4 * pooled - 3 if stem == "imagenet" else pooled

@@ -1,9 +1,11 @@
-"""Convolution, normalisation and pooling: what every DenseNet is made of.
+"""Convolution and normalisation: what every DenseNet is made of.
 
 All arrays are [batch, height, width, channels]. What depends on the platform
-is in `platforms`.
+is in `ops`.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,8 +13,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from densenet_jax.models.ops import average_pool, convolve, max_pool
+from densenet_jax.models.ops import Operations
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+    "tanh": nn.tanh,
+}
+
+# The axes of [batch, height, width, channels] over which each norm averages.
+NORM_AXES = {
+    "batch": (0, 1, 2),  # Ioffe and Szegedy, 1502.03167
+    "group": (1, 2),  # and over a group of channels; Wu and He, 1803.08494
+    "instance": (1, 2),  # Ulyanov et al., 1607.08022
+}
 
 KERNEL_INITS: dict[str, Callable] = {
     # The authors' code: normal, std sqrt(2 / (height * width * out)).
@@ -21,12 +41,47 @@ KERNEL_INITS: dict[str, Callable] = {
     "fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
 }
 
+# The name by which `jax.checkpoint_policies` know a convolution's output.
+CONV_OUTPUT = "conv_output"
+
 
 class Moments(NamedTuple):
-    """Batch mean and biased variance of each channel, float32 [channels]."""
+    """Mean and biased variance of each channel, float32 or wider.
+
+    Both are [channels] for batch normalisation, [batch, channels] for norms of
+    single examples.
+    """
 
     mean: jax.Array
     variance: jax.Array
+
+    def __getitem__(self, channels: slice) -> "Moments":
+        return Moments(self.mean[..., channels], self.variance[..., channels])
+
+
+class Maps(NamedTuple):
+    """Feature maps and their moments.
+
+    Every layer that reads a feature map normalises it with the same moments, so
+    they are computed once, when the map is made.
+
+    Attributes:
+      array: [batch, height, width, channels].
+      moments: of the array; None where the norms use running statistics.
+    """
+
+    array: jax.Array
+    moments: Moments | None
+
+
+def concatenate(maps: Sequence[Maps]) -> Maps:
+    """[x_0, x_1, ...] of the paper's equation 2, on channels, in order."""
+    arrays, moments = zip(*maps)
+    array = jnp.concatenate(arrays, axis=-1)
+    if moments[0] is None:
+        return Maps(array, None)
+    joined = (jnp.concatenate(part, axis=-1) for part in zip(*moments))
+    return Maps(array, Moments(*joined))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -34,15 +89,57 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+def measure(x: jax.Array, norm: str, train: bool) -> Maps:
+    """x with the moments that norms of this kind read.
+
+    Under jit with a sharded batch, moments over the batch are those of the
+    global batch.
+
+    Args:
+      x: [batch, height, width, channels].
+      norm: a key of NORM_AXES.
+      train: batch normalisation uses moments in training alone.
+    """
+    if norm == "batch" and not train:
+        return Maps(x, None)
+    axes = NORM_AXES[norm]
+    wide = at_least_float32(x)
+    mean = jnp.mean(wide, axis=axes)
+    mean_of_squares = jnp.mean(jnp.square(wide), axis=axes)
+    variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+    return Maps(x, Moments(mean, variance))
+
+
+def add_moments_gradient(
+    gradient: jax.Array, x: Maps, moments_gradient: Moments
+) -> jax.Array:
+    """The gradient of an array, with what reaches it through its moments.
+
+    Args:
+      gradient: of x.array, where x.moments are held constant.
+      x: from `measure`.
+      moments_gradient: of x.moments.
+    """
+    count = x.array.size // x.moments.mean.size
+    factor = moments_gradient.variance * (2 / count)
+    offset = moments_gradient.mean / count - factor * x.moments.mean
+    more = Affine(factor, offset)(x.array)
+    return (gradient.astype(more.dtype) + more).astype(x.array.dtype)
+
+
 class Affine(NamedTuple):
-    """x -> x * factor + offset, channel by channel; both float32 [channels]."""
+    """x -> x * factor + offset, channel by channel.
+
+    Both are float32 or wider, [channels] or [batch, channels].
+    """
 
     factor: jax.Array
     offset: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [..., channels]; the result is float32 or wider."""
-        factor, offset = (jnp.expand_dims(v, range(x.ndim - 1)) for v in self)
+        """Maps x [batch, height, width, channels]; float32 or wider."""
+        axes = range(self.factor.ndim - 1, x.ndim - 1)
+        factor, offset = (jnp.expand_dims(v, axes) for v in self)
         return x.astype(factor.dtype) * factor + offset
 
 
@@ -50,113 +147,119 @@ def normalisation(
     scale: jax.Array, bias: jax.Array, moments: Moments, epsilon: float
 ) -> Affine:
     """x -> (x - mean) / sqrt(variance + epsilon) * scale + bias."""
+    if moments.mean.ndim > scale.ndim:
+        scale, bias = scale[None], bias[None]  # [1, channels]
     factor = scale * lax.rsqrt(moments.variance + epsilon)
     return Affine(factor, bias - moments.mean * factor)
 
 
-def batch_moments(x: jax.Array) -> Moments:
-    """The moments of x [batch, height, width, channels] over all but channels.
+def group_moments(moments: Moments, num_groups: int) -> Moments:
+    """The moments of groups of channels, from those of the channels.
 
-    Under jit with a sharded batch the moments are those of the global batch.
+    Args:
+      moments: [batch, channels].
+      num_groups: of neighbouring channels, equally many each.
+
+    Returns:
+      [batch, channels]: each channel has its group's.
     """
-    x = at_least_float32(x)
-    mean = jnp.mean(x, axis=(0, 1, 2))
-    mean_of_squares = jnp.mean(jnp.square(x), axis=(0, 1, 2))
-    variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
-    return Moments(mean, variance)
-
-
-def concatenate_moments(moments: Sequence[Moments]) -> Moments:
-    """The moments of feature maps that are concatenated on channels."""
-    return Moments(*(jnp.concatenate(part) for part in zip(*moments)))
+    shape = moments.mean.shape
+    mean, variance = (m.reshape(shape[0], num_groups, -1) for m in moments)
+    group_mean = mean.mean(axis=-1, keepdims=True)  # [batch, groups, 1]
+    between = jnp.square(mean - group_mean)
+    group_variance = (variance + between).mean(axis=-1, keepdims=True)
+    return Moments(
+        *(
+            jnp.broadcast_to(m, mean.shape).reshape(shape)
+            for m in (group_mean, group_variance)
+        )
+    )
 
 
 class Conv(nn.Module):
-    """A convolution: parameter `kernel` [size, size, in, out].
+    """A convolution without bias: parameter `kernel` [size, size, in, out].
 
-    With use_bias also parameter `bias` [out].
+    Attributes:
+      features: the number of output channels.
+      size, stride, padding: of the window.
+      kernel_init: a key of KERNEL_INITS.
+      dtype: of the computation.
+      ops: the implementation.
     """
 
     features: int
     size: int
+    ops: Operations
     stride: int = 1
     padding: int = 0
-    use_bias: bool = False
     kernel_init: str = "fan_out"
     dtype: jnp.dtype = jnp.float32
-    form: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, pool: int = 1) -> jax.Array:
+        """Convolves x; with `pool`, averages over windows of that size too."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", KERNEL_INITS[self.kernel_init], shape)
-        y = convolve(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            self.stride,
-            self.padding,
-            self.form,
-        )
-        if self.use_bias:
-            shape = (self.features,)
-            bias = self.param("bias", nn.initializers.zeros, shape)
-            y = y + jnp.expand_dims(bias, (0, 1, 2)).astype(self.dtype)
-        return y
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if pool > 1:
+            y = self.ops.convolve_and_pool(x, kernel, pool)
+        else:
+            y = self.ops.convolve(x, kernel, self.stride, self.padding)
+        return checkpoint_name(y, CONV_OUTPUT)
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation with PyTorch's running statistics.
+class Norm(nn.Module):
+    """Batch, group or instance normalisation.
 
-    The batch is normalised with its biased variance; the running variance is
-    an average of the unbiased one, n / (n - 1) larger, where n is the number
-    of values a channel has in the batch. Arithmetic is in float32 or wider,
-    the result in `dtype`.
+    Batch normalisation keeps PyTorch's running statistics: the batch is
+    normalised with its biased variance; the running variance is an average of
+    the unbiased one, n / (n - 1) larger, where n is the number of values a
+    channel has in the batch.
 
-    Parameters `scale` and `bias`, batch_stats `mean` and `var`, all [channels].
+    Parameters `scale` and `bias`; of batch normalisation also the batch_stats
+    `mean` and `var`; all [channels]. Arithmetic is in float32 or wider, the
+    result in `dtype`.
+
+    Attributes:
+      kind: a key of NORM_AXES.
+      num_groups: for 'group': gcd(num_groups, channels) are used.
+      epsilon: added to variances.
+      momentum: share of the old running statistics kept at each step.
+      dtype: of the result.
     """
 
+    kind: str = "batch"
+    num_groups: int = 32
     epsilon: float = 1e-5
     momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, moments: Moments | None = None, *, train: bool
-    ) -> jax.Array:
-        """Normalises x.
-
-        Args:
-          x: [batch, height, width, channels].
-          moments: of x, where they are known already; used if train.
-          train: normalise with the moments of x and move the running
-            statistics towards them; else normalise with the latter.
+    def __call__(self, x: Maps, train: bool) -> jax.Array:
+        """Normalises x, measured by `measure` with this kind and `train`.
 
         Raises:
-          ValueError: train, and x has one value a channel.
+          ValueError: train, batch normalisation, and one value a channel.
         """
-        channels = x.shape[-1:]
+        channels = x.array.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        var = self.variable("batch_stats", "var", jnp.ones, channels)
-        if train:
-            moments = batch_moments(x) if moments is None else moments
-            self.update(moments, x.size // x.shape[-1])
-        else:
-            moments = Moments(mean.value, var.value)
+        moments = x.moments
+        if self.kind == "batch":
+            mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+            var = self.variable("batch_stats", "var", jnp.ones, channels)
+            if train:
+                self._move_statistics(x)
+            else:
+                moments = Moments(mean.value, var.value)
+        elif self.kind == "group":
+            num_groups = math.gcd(self.num_groups, *channels)
+            moments = group_moments(moments, num_groups)
         affine = normalisation(scale, bias, moments, self.epsilon)
-        return affine(x).astype(self.dtype)
+        return affine(x.array).astype(self.dtype)
 
-    def update(self, moments: Moments, count: int) -> None:
-        """Moves the running statistics towards a batch's.
-
-        Args:
-          moments: of the batch.
-          count: the number of values that a channel has in the batch.
-
-        Raises:
-          ValueError: count is 1.
-        """
+    def _move_statistics(self, x: Maps) -> None:
+        count = x.array.size // x.array.shape[-1]
         if count < 2:
             raise ValueError(
                 f"{'/'.join(self.path)} cannot normalise a batch with one "
@@ -165,8 +268,8 @@ class BatchNorm(nn.Module):
             )
         if self.is_initializing():
             return
-        unbiased = moments.variance * (count / (count - 1))
-        for name, batch in ("mean", moments.mean), ("var", unbiased):
+        unbiased = x.moments.variance * (count / (count - 1))
+        for name, batch in ("mean", x.moments.mean), ("var", unbiased):
             running = self.get_variable("batch_stats", name)
             moved = self.momentum * running + (
                 1 - self.momentum
@@ -174,23 +277,16 @@ class BatchNorm(nn.Module):
             self.put_variable("batch_stats", name, moved.astype(running.dtype))
 
 
-class MaxPool(nn.Module):
-    """See `platforms.max_pool`."""
+class FoldedNorm(nn.Module):
+    """What is left of a norm whose scale the convolution before it has taken.
 
-    size: int
-    stride: int
-    padding: int = 0
-    form: str = "auto"
+    Parameter `bias` [channels]. For inference alone; see `fold_norms`.
+    """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return max_pool(x, self.size, self.stride, self.padding, self.form)
+    dtype: jnp.dtype = jnp.float32
 
-
-class AveragePool(nn.Module):
-    """See `platforms.average_pool`."""
-
-    size: int
-    form: str = "auto"
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return average_pool(x, self.size, self.form)
+    @nn.compact
+    def __call__(self, x: Maps, train: bool) -> jax.Array:
+        """Adds the bias to x."""
+        bias = self.param("bias", nn.initializers.zeros, x.array.shape[-1:])
+        return x.array + jnp.expand_dims(bias, (0, 1, 2)).astype(self.dtype)

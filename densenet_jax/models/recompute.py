@@ -1,226 +1,221 @@
-"""A dense block whose backward pass recomputes what is cheap.
+"""How a dense block is differentiated: what is kept, in which order.
 
-What a dense block is, the modules of `densenet` say. This is the same function
-of the same parameters, for training, with a backward pass of its own. It keeps
-what convolutions made and makes concatenation, norm and ReLU again from there
-(Pleiss et al., Memory-Efficient Implementation of DenseNets, 1707.06990).
-
-Layers read the first channels of one array, in both passes. A concatenation for
-each would be written for each, and XLA would merge the backward pass's with the
-forward pass's and keep them all.
+What a dense block computes is defined in `densenet`; everything here wraps that
+definition. `nn.remat` recomputes any layer. For layers that name their stages
+there is a backward pass of our own, which keeps the outputs of convolutions and
+recomputes concatenation, norm and ReLU (Pleiss et al., Memory-Efficient
+Implementation of DenseNets, 1707.06990).
 """
 
-import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from densenet_jax.models.layers import (
-    Affine,
+    CONV_OUTPUT,
+    Maps,
     Moments,
+    add_moments_gradient,
     at_least_float32,
-    batch_moments,
-    concatenate_moments,
-    normalisation,
+    concatenate,
 )
-from densenet_jax.models.ops import convolve, store
+from densenet_jax.models.stages import StagedLayer
 
-# More gradients that wait to be added up take memory, each as much as the
-# block's output at most; fewer take time.
+# Sum pending gradients in groups of this size: larger groups cost memory (up
+# to one block output each), smaller ones extra passes.
 _MAX_PENDING = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the layers of a block share.
+def block_policy(remat: str, block: int, num_blocks: int) -> str:
+    """The policy of a block, counted from 1: 'early' differs between them."""
+    if remat != "early":
+        return remat
+    return "layer" if block <= num_blocks / 2 else "convs"
+
+
+def has_own_backward(layer: type[nn.Module], remat: str) -> bool:
+    """Whether `by_stages` serves a policy of this layer."""
+    return remat in ("convs", "layer") and issubclass(layer, StagedLayer)
+
+
+def wrap_layer(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+    """The layer under `nn.remat`, where that is what serves a policy."""
+    if remat == "none" or has_own_backward(layer, remat):
+        return layer
+    policy = None
+    if remat.endswith("convs"):
+        policy = jax.checkpoint_policies.save_only_these_names(CONV_OUTPUT)
+    # Of __call__(self, features, train), train is static.
+    return nn.remat(layer, static_argnums=(2,), policy=policy)
+
+
+class _Layer(NamedTuple):
+    """What the backward pass needs of a layer.
 
     Attributes:
-      norm_epsilon, dropout_rate, dtype, form: see `densenet.DenseNet`.
-      keep_bottlenecks: keep the outputs of the 1x1 convolutions for the
-        backward pass too, instead of making them again.
+      params: of the layer.
+      others: its other variables before the step.
+      keys: of the random numbers of each stage; None without any.
+      inner: what each stage but the first reads.
     """
 
-    norm_epsilon: float
-    dropout_rate: float
-    dtype: jnp.dtype
-    keep_bottlenecks: bool
-    form: str
+    params: Mapping[str, Any]
+    others: Mapping[str, Any]
+    keys: Sequence[jax.Array | None]
+    inner: Sequence[Maps]
 
 
-class Output(NamedTuple):
-    """What a dense block makes.
+def by_stages(
+    dense_block: Callable[[nn.Module, jax.Array], Maps],
+    layers: Sequence[nn.Module],
+    *,
+    measure: Callable[[jax.Array], Maps],
+    keep_stages: bool,
+    materialize: Callable[[jax.Array], jax.Array],
+) -> Callable[[nn.Module, jax.Array], Maps]:
+    """A dense block in training, with a backward pass of its own.
 
-    Attributes:
-      features: [batch, height, width, channels], oldest first.
-      moments: of the features.
-      bottleneck_moments: of each layer's 1x1 convolution, for running
-        statistics: they pass no gradient on. Empty without bottlenecks.
-    """
-
-    features: jax.Array
-    moments: Moments
-    bottleneck_moments: Sequence[Moments]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def dense_block(
-    settings: Settings,
-    x: jax.Array,
-    layers: Sequence[Mapping[str, Any]],
-    keys: Sequence[Sequence[jax.Array | None]],
-) -> Output:
-    """Applies dense layers, with batch moments and dropout, as in training.
+    Layers read the first channels of one array, in both passes: a concatenation
+    for each would be stored for each, and XLA would merge the backward pass's
+    with the forward pass's and keep them all.
 
     Args:
-      settings: of all layers.
-      x: [batch, height, width, channels].
-      layers: the parameters of each `densenet.DenseLayer`.
-      keys: of the dropout after each convolution of each layer; read if
-        settings.dropout_rate > 0.
+      dense_block: the definition, (block, x) -> features. `block.layers` are
+        its layers, and `block.growth_rates` the channels that they make.
+      layers: the same layers, unbound: functions of their variables. Each has
+        `stages`, the names of methods (x: Maps, train, key) -> array, of which
+        each but the first reads the measured output of the one before.
+      measure: an array -> the array with its moments.
+      keep_stages: keep the outputs of all stages, rather than of the last.
+      materialize: see `ops.Operations`.
     """
-    return _forward(settings, x, layers, keys)[0]
+
+    def forward(block, x):
+        channels = x.shape[-1]
+        total = channels + sum(block.growth_rates)
+        features = jax.lax.empty((*x.shape[:-1], total), x.dtype)
+        features = jax.lax.dynamic_update_slice_in_dim(features, x, 0, axis=-1)
+        maps, kept = [measure(x)], []
+        for layer in block.layers:
+            # Read before the stages below move running statistics.
+            others = dict(layer.variables)
+            params = others.pop("params", {})
+            keys = [layer.stage_key(train=True) for _ in layer.stages]
+            moments = concatenate(maps).moments
+            read = Maps(features[..., :channels], moments)
+            inner = []
+            for stage, key in zip(layer.stages, keys):
+                inner.append(read)
+                new = getattr(layer, stage)(read, True, key)
+                read = measure(new)
+            kept.append(_Layer(params, others, keys, inner[1:]))
+            features = jax.lax.dynamic_update_slice_in_dim(
+                features, new, channels, axis=-1
+            )
+            maps.append(read)
+            channels += new.shape[-1]
+        output = Maps(features, concatenate(maps).moments)
+        if not keep_stages:
+            kept = [
+                k._replace(inner=[Maps(None, m.moments) for m in k.inner])
+                for k in kept
+            ]
+        return output, (output, kept)
+
+    def backward(residuals, gradient):
+        return _backward(layers, materialize, residuals, gradient)
+
+    return nn.custom_vjp(dense_block, forward, backward)
 
 
-def _forward(settings, x, layers, keys):
-    channels = x.shape[-1]
-    total = channels + sum(map(_growth_rate, layers))
-    features = jax.lax.empty((*x.shape[:-1], total), x.dtype)
-    features = jax.lax.dynamic_update_slice_in_dim(features, x, 0, axis=-1)
-    moments = [batch_moments(x)]
-    bottlenecks, bottleneck_moments = [], []
-    for i, layer in enumerate(layers):
-        first, second = _functions(settings, layer, keys[i])
-        new = first(
-            _stage(layer, 1),
-            features[..., :channels],
-            concatenate_moments(moments),
-        )
-        if second:
-            bottlenecks.append(new)
-            bottleneck_moments.append(batch_moments(new))
-            new = second(_stage(layer, 2), new, bottleneck_moments[-1])
-        features = jax.lax.dynamic_update_slice_in_dim(
-            features, new, channels, axis=-1
-        )
-        moments.append(batch_moments(new))
-        channels += new.shape[-1]
-    moments = concatenate_moments(moments)
-    output = Output(features, moments, bottleneck_moments)
-    kept = bottlenecks if settings.keep_bottlenecks else None
-    return output, (output, layers, keys, kept)
-
-
-def _backward(settings, residuals, cotangents):
-    (features, moments, bottleneck_moments), layers, keys, bottlenecks = (
-        residuals
-    )
-    # Gradients of the features, one a reader, not yet added up: they are for a
-    # layer's own channels when it needs them, and for all when many are held.
-    pending, moments_gradient = [cotangents.features], cotangents.moments
-    gradients = []
-    for i in reversed(range(len(layers))):
-        layer = layers[i]
-        first, second = _functions(settings, layer, keys[i])
-        channels = layer["norm1"]["scale"].size
-        own = slice(channels, channels + _growth_rate(layer))
-        new = _through_moments(
+def _backward(layers, materialize, residuals, gradient):
+    (features, moments), kept = residuals
+    # Gradients of the features, one a consumer, not yet summed: a layer needs
+    # the sum for its own channels alone.
+    pending, moments_gradient = [gradient.array], gradient.moments
+    channels = features.shape[-1]
+    gradients = {}
+    for i, layer in reversed(list(enumerate(kept, 1))):
+        channels, end = channels - layers[i - 1].growth_rate, channels
+        own = slice(channels, end)
+        new = add_moments_gradient(
             _total(pending, own),
-            features[..., own],
-            _slice(moments, channels, None),
-            _slice(moments_gradient, channels, None),
+            Maps(features[..., own], moments[own]),
+            moments_gradient[own],
         )
-        # What is made of x waits for this gradient, what is made with moments
-        # for those of later layers: XLA cannot know these zeros. XLA:CPU drops
-        # a barrier, and for TPUs it copies what waits behind one into another
-        # layout.
-        x = features + 0 * new[:, :1, :1, :1]
-        x, x_moments = x[..., :channels], _slice(moments, 0, channels)
-        bottleneck, first_vjp = jax.vjp(first, _stage(layer, 1), x, x_moments)
-        layer_gradient = {}
-        if second:
-            if bottlenecks is not None:
-                bottleneck = bottlenecks[i]
-            zero = 0 * moments_gradient.mean[0]
-            waiting = Moments(
-                *(store(m + zero, settings.form) for m in bottleneck_moments[i])
-            )
-            _, second_vjp = jax.vjp(
-                second, _stage(layer, 2), bottleneck, waiting
-            )
-            stage, new, new_moments = second_vjp(new)
-            layer_gradient |= stage
-            new = _through_moments(
-                new, bottleneck, bottleneck_moments[i], new_moments
-            )
-        stage, x_gradient, x_moments_gradient = first_vjp(new)
-        gradients.append(layer_gradient | stage)
+        # Recompute this layer only after the gradients of later layers exist:
+        # XLA cannot know that these are zeros. (XLA:CPU drops a barrier; for
+        # TPUs it copies what is behind one into another layout.)
+        delayed = features + 0 * new[:, :1, :1, :1]
+        zero = 0 * moments_gradient.mean.ravel()[0]
+        read = Maps(delayed[..., :channels], moments[:channels])
+        params_gradient, x_gradient, x_moments_gradient = _layer_gradient(
+            layers[i - 1], layer, read, new, zero, materialize
+        )
+        if params_gradient:
+            gradients[f"denselayer{i}"] = params_gradient
         pending.append(x_gradient)
         if len(pending) > _MAX_PENDING:
             total = _total(pending, slice(channels)).astype(features.dtype)
-            pending = [store(total, settings.form)]
+            pending = [materialize(total)]
         moments_gradient = jax.tree.map(
-            jnp.add, _slice(moments_gradient, 0, channels), x_moments_gradient
+            jnp.add, moments_gradient[:channels], x_moments_gradient
         )
-        moments = x_moments
-    own = slice(moments.mean.size)
-    x_gradient = _through_moments(
-        _total(pending, own), features[..., own], moments, moments_gradient
+    own = slice(channels)
+    x_gradient = add_moments_gradient(
+        _total(pending, own),
+        Maps(features[..., own], moments[own]),
+        moments_gradient,
     )
-    return x_gradient, gradients[::-1], None
+    return {"params": gradients}, x_gradient
 
 
-dense_block.defvjp(_forward, _backward)
+def _layer_gradient(module, layer, read, gradient, zero, materialize):
+    """The gradients of a layer's params, input array and input moments.
 
+    Args:
+      module: the layer, unbound.
+      layer: what was kept of it.
+      read: its input, to recompute from.
+      gradient: of its output.
+      zero: that exists only after the gradients of later layers.
+    """
 
-def _functions(settings, layer, keys):
-    """What the first and the second convolution and their norms do."""
-    first = functools.partial(_norm_relu_conv, settings, keys[0])
-    if "conv2" not in layer:
-        return first, None
-    return first, functools.partial(_norm_relu_conv, settings, keys[1])
+    def stage_function(stage, key):
+        def run(params, array, moments):
+            output, _ = module.apply(
+                {**layer.others, "params": params},
+                Maps(array, moments),
+                True,
+                key,
+                method=stage,
+                mutable=flax.core.DenyList("params"),
+            )
+            return output
 
+        return run
 
-def _norm_relu_conv(settings, key, stage, x, moments):
-    (norm,) = (name for name in stage if name.startswith("norm"))
-    (conv,) = (name for name in stage if name.startswith("conv"))
-    dropout = nn.Dropout(
-        settings.dropout_rate, deterministic=False, parent=None
-    )
-    with jax.named_scope(norm):
-        affine = normalisation(
-            **stage[norm], moments=moments, epsilon=settings.norm_epsilon
-        )
-        x = nn.relu(affine(x).astype(settings.dtype))
-    with jax.named_scope(conv):
-        kernel = stage[conv]["kernel"].astype(settings.dtype)
-        y = convolve(x, kernel, 1, kernel.shape[0] // 2, settings.form)
-        return dropout.apply({}, y, rng=key)
-
-
-def _stage(layer, number):
-    return {k: layer[k] for k in (f"norm{number}", f"conv{number}")}
-
-
-def _growth_rate(layer):
-    return layer["conv2" if "conv2" in layer else "conv1"]["kernel"].shape[-1]
-
-
-def _slice(moments, start, stop):
-    return Moments(*(m[start:stop] for m in moments))
+    vjps, inner = [], []
+    for i, (stage, key) in enumerate(zip(module.stages, layer.keys)):
+        output, vjp = jax.vjp(stage_function(stage, key), layer.params, *read)
+        vjps.append(vjp)
+        if i < len(layer.inner):
+            array, moments = layer.inner[i]
+            array = output if array is None else array
+            inner.append(Maps(array, moments))
+            delayed = Moments(*(materialize(m + zero) for m in moments))
+            read = Maps(array, delayed)
+    params_gradient, gradient, moments_gradient = vjps.pop()(gradient)
+    while vjps:
+        gradient = add_moments_gradient(gradient, inner.pop(), moments_gradient)
+        more, gradient, moments_gradient = vjps.pop()(gradient)
+        params_gradient = jax.tree.map(jnp.add, params_gradient, more)
+    return params_gradient, gradient, moments_gradient
 
 
 def _total(gradients, channels):
     return sum(at_least_float32(g[..., channels]) for g in gradients)
-
-
-def _through_moments(gradient, x, moments, moments_gradient):
-    """Adds to the gradient of x what reaches x by way of its moments."""
-    count = x.size // x.shape[-1]
-    factor = moments_gradient.variance * (2 / count)
-    offset = moments_gradient.mean / count - factor * moments.mean
-    more = Affine(factor, offset)(x)
-    return (gradient.astype(more.dtype) + more).astype(x.dtype)

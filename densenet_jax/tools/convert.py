@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_jax.files import replacing
-from densenet_jax.models.densenet import DenseNet, min_image_size
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
 from densenet_jax.weights import layouts, tensor_files, torch_weights
 
@@ -115,7 +116,7 @@ def _verify(source: Path, model: DenseNet, variables) -> None:
             "which was given the weights as they were read here: the file's "
             "names are not torchvision's, so their places are not verified"
         )
-    size = 2 * min_image_size(model.stem, len(model.block_layers))
+    size = 2 * min_image_size(model)
     channels = variables["params"]["conv0"]["kernel"].shape[2]
     images = np.random.default_rng(0).normal(size=(4, size, size, channels))
     images = images.astype(np.float32)

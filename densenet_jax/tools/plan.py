@@ -54,8 +54,10 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if arguments.batch_size is not None:
         config.batch_size = arguments.batch_size
     target = find_target(arguments.topology)
-    if target.chip is not None and config.model.form is None:
-        config.model.form = "native"  # 'auto' is what suits this machine.
+    if target.chip is not None and config.model.implementation is None:
+        config.model.implementation = (
+            "xla"  # 'auto' is what suits this machine.
+        )
     sources, remark = open_sources(config)
     build = functools.partial(
         experiment.build,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from densenet_jax.analysis import summary
 from densenet_jax.data import pipeline
 from densenet_jax.files import replacing
+from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.runs import curves
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.directory import differences, flatten
@@ -26,7 +27,6 @@ from densenet_jax.training import metrics
 from densenet_jax.training.evaluation import evaluate
 from densenet_jax.training.experiment import Experiment, build
 from densenet_jax.training.state import TrainState
-from densenet_jax.weights.architecture import tensor_shapes
 from densenet_jax.weights.load import describe, load_weights
 
 # A run continues from its newest checkpoint only where these are as they were:

@@ -55,6 +55,8 @@ def init_state(
     if variables is None:
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(jax.random.key(seed), images)
+    # Other norms than batch normalisation have no statistics.
+    variables = {"batch_stats": {}, **variables}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

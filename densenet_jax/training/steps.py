@@ -77,7 +77,7 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        return logits, updates["batch_stats"]
+        return logits, updates.get("batch_stats", {})
 
     def loss_and_sums(params, batch_stats, part, index):
         dropout_key, augment_key = random_keys(seed, state.step, index)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from densenet_jax.models.densenet import DenseNet, compressed
-
-Shape = tuple[int, ...]
+from densenet_jax.models import geometry
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import Shape, compressed
 
 
 def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
@@ -76,50 +76,6 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
     }
 
 
-def tensor_shapes(model: DenseNet, in_channels: int) -> dict[str, Shape]:
-    """The shape of every parameter and statistic of a model, by path.
-
-    The same as tracing `model.init`, which takes seconds for a deep net.
-    """
-    shapes = {}
-
-    def norm(path, channels):
-        for leaf in ("scale", "bias", "mean", "var"):
-            shapes[f"{path}/{leaf}"] = (channels,)
-
-    def conv(path, size, inputs, outputs):
-        shapes[f"{path}/kernel"] = (size, size, inputs, outputs)
-
-    growth_rate = model.growth_rate
-    channels = model.stem_features or 2 * growth_rate
-    conv(
-        "conv0", {"imagenet": 7, "cifar": 3}[model.stem], in_channels, channels
-    )
-    if model.stem_norm:
-        norm("norm0", channels)
-    for block, num_layers in enumerate(model.block_layers, 1):
-        for layer in range(1, num_layers + 1):
-            path = f"denseblock{block}/denselayer{layer}"
-            norm(f"{path}/norm1", channels)
-            if model.bottleneck_width:
-                width = model.bottleneck_width * growth_rate
-                conv(f"{path}/conv1", 1, channels, width)
-                norm(f"{path}/norm2", width)
-                conv(f"{path}/conv2", 3, width, growth_rate)
-            else:
-                conv(f"{path}/conv1", 3, channels, growth_rate)
-            channels += growth_rate
-        if block < len(model.block_layers):
-            before, path = channels, f"transition{block}"
-            channels = compressed(before, model.compression)
-            norm(f"{path}/norm", before)
-            conv(f"{path}/conv", 1, before, channels)
-    norm("norm5", channels)
-    shapes["classifier/kernel"] = (channels, model.num_classes)
-    shapes["classifier/bias"] = (model.num_classes,)
-    return shapes
-
-
 def newest_first_channels(model: DenseNet) -> dict[str, np.ndarray]:
     """Where a net that concatenates the newest first has our channels.
 
@@ -127,28 +83,16 @@ def newest_first_channels(model: DenseNet) -> dict[str, np.ndarray]:
       For the path of each module that reads a block's features, the indices
       [channels] that take its input channels to our order, oldest first.
     """
-    growth_rate = model.growth_rate
     channels = {}
-
-    def read(paths, entry, num_layers):
-        newest = [
-            np.arange(growth_rate) + growth_rate * layer
-            for layer in range(num_layers)
-        ]
-        oldest = np.arange(entry) + growth_rate * num_layers
-        for path in paths:
-            channels[path] = np.concatenate([oldest, *newest[::-1]])
-
-    entry = model.stem_features or 2 * growth_rate
-    for block, num_layers in enumerate(model.block_layers, 1):
-        for layer in range(num_layers):
-            path = f"denseblock{block}/denselayer{layer + 1}"
-            read([f"{path}/norm1", f"{path}/conv1"], entry, layer)
-        last = block == len(model.block_layers)
-        path = f"transition{block}"
-        readers = [f"{path}/norm", f"{path}/conv"]
-        read(["norm5", "classifier"] if last else readers, entry, num_layers)
-        entry = compressed(entry + num_layers * growth_rate, model.compression)
+    for block in geometry.blocks(model):
+        widths = [block.inputs, *block.growth_rates]
+        layers = [f"{block.name}/denselayer{i}" for i in range(1, len(widths))]
+        readers = [(f"{layer}/norm1", f"{layer}/conv1") for layer in layers]
+        readers.append((block.reader_norm, block.reader))
+        for i, paths in enumerate(readers, 1):
+            ends = np.cumsum(widths[:i][::-1])[::-1]
+            ours = [np.arange(end - n, end) for n, end in zip(widths, ends)]
+            channels |= dict.fromkeys(paths, np.concatenate(ours))
     return channels
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from densenet_jax.files import replacing
-from densenet_jax.models.densenet import TORCH_LINEAR_INIT, DenseNet
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import tensor_shapes
+from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.weights import layouts
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
-    tensor_shapes,
 )
 from densenet_jax.weights.containers import TensorFile, open_tensors
 from densenet_jax.weights.structure import NoMatchError, match_structure

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from densenet_jax.weights.architecture import Shape
+from densenet_jax.models.geometry import Shape
 
 _NORM = {"weight", "bias", "running_mean", "running_var"}
 
