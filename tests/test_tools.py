@@ -16,7 +16,7 @@ from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.tools import evaluate
 from densenet_jax.tools.images import imagenet_classes
-from densenet_jax.weights import load as torch_weights
+from densenet_jax.weights import load
 from tests.random_variables import random_variables
 from tests.tiny_tfds import write_tiny_tfds
 
@@ -154,7 +154,7 @@ def test_convert_verifies_what_torch_reads(
     output = run("convert", GOLDEN / name, target, "--verify")
     assert "which loaded the file by itself" in output
 
-    read = torch_weights._read
+    read = load._read
 
     def swap(*args):
         flat = read(*args)
@@ -164,7 +164,7 @@ def test_convert_verifies_what_torch_reads(
         )
         return flat
 
-    monkeypatch.setattr(torch_weights, "_read", swap)
+    monkeypatch.setattr(load, "_read", swap)
     other = tmp_path / "other.safetensors"
     message = fails("convert", GOLDEN / name, other, "--verify")
     assert "The logits differ: nothing was written" in message

@@ -23,7 +23,7 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
-from densenet_jax.weights import layouts, tensor_files, torch_weights
+from densenet_jax.weights import containers, layouts, torch_weights
 
 _TORCH = (".pth", ".pt")
 
@@ -41,12 +41,12 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, or a directory without an ending."
         )
-    model, variables, remarks, changes = torch_weights.load_weights(
+    model, variables, remarks, changes = load.load_weights(
         source, mapping=arguments.mapping
     )
     for line in remarks + changes:
         print(line)
-    print(f"Architecture: {torch_weights.describe(model)}")
+    print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
     if arguments.verify:
@@ -64,7 +64,7 @@ def convert(arguments: argparse.Namespace) -> None:
         if target.suffix in _TORCH:
             _save_pth(variables, target)
         else:
-            torch_weights.save_torch(variables, target)
+            load.save_torch(variables, target)
         if model.norm_epsilon != DenseNet.norm_epsilon:
             print(
                 f"The norms' epsilon is {model.norm_epsilon}, which PyTorch "
@@ -90,7 +90,7 @@ def _save_pth(variables, path):
 def _torch_state_dict(torch, variables):
     return {
         name: torch.from_numpy(value.copy())
-        for name, value in torch_weights.to_torch(variables).items()
+        for name, value in load.to_torch(variables).items()
     }
 
 
@@ -146,7 +146,7 @@ def _read_with_torch(torch, source: Path) -> dict:
         state_dict = torch.load(source, weights_only=True)
     else:
         return {}
-    for key in tensor_files.WRAPPERS:
+    for key in containers.WRAPPERS:
         state_dict = state_dict.get(key, state_dict)
     names = {name: layouts.PREFIXES.sub("", name) for name in state_dict}
     return {
