@@ -23,7 +23,7 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
-from densenet_jax.weights import containers, layouts, torch_weights
+from densenet_jax.weights import containers, layouts, load
 
 _TORCH = (".pth", ".pt")
 
