@@ -10,7 +10,7 @@ import pytest
 
 from densenet_jax.models import densenet, layers, recompute
 from densenet_jax.models.densenet import REMAT_POLICIES, DenseLayer, DenseNet
-from densenet_jax.models.layers import ACTIVATIONS, NORM_AXES, Norm, concatenate
+from densenet_jax.models.layers import Norm, concatenate
 from densenet_jax.models.options import LayerOptions
 from densenet_jax.models.stages import StagedLayer
 
@@ -18,9 +18,13 @@ NET = dict(block_layers=(2, 1), growth_rate=4, stem="cifar", num_classes=3)
 OTHERS = [policy for policy in REMAT_POLICIES if policy != "none"]
 
 
-@pytest.fixture(scope="module")
-def images():
+def make_images():
     return np.random.default_rng(1).standard_normal((4, 4, 4, 3))
+
+
+@pytest.fixture
+def images():
+    return make_images()
 
 
 def random_like(tree):
@@ -46,7 +50,7 @@ def float64(model, images):
     return model.copy(dtype=jnp.float64), variables, jnp.array(images)
 
 
-def step(model, images, key=0):
+def step(model, images):
     """Loss, logits, new statistics and gradients in float64, under jit.
 
     Gradients of the images too, as another net may lie before this one.
@@ -60,7 +64,7 @@ def step(model, images, key=0):
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(key, impl="unsafe_rbg")},
+                rngs={"dropout": jax.random.key(0, impl="unsafe_rbg")},
             )
             return jnp.mean(jnp.square(logits - 1)), (logits, updates)
 
@@ -81,21 +85,15 @@ def assert_equal_steps(found, expected):
 
 OPTIONS = {
     "the paper's, with dropout": dict(dropout_rate=0.2),
-    "plain": dict(bottleneck_width=0, dropout_rate=0.2),
-    "growth rates of blocks, silu": dict(
-        growth_rate=(4, 6), activation="silu", dropout_rate=0.2
+    "plain, instance norm": dict(
+        norm="instance", bottleneck_width=0, dropout_rate=0.2
     ),
-    "growth rates of layers, gelu": dict(
-        growth_rate=(4, 6, 2), activation="gelu"
-    ),
-    "group norm": dict(norm="group", norm_groups=2, dropout_rate=0.2),
-    "instance norm, plain": dict(norm="instance", bottleneck_width=0),
-    "stochastic depth": dict(drop_path_rate=0.5, dropout_rate=0.2),
-    "squeeze-and-excitation": dict(squeeze_excite=2, drop_path_rate=0.5),
+    "a growth rate a layer": dict(growth_rate=(4, 6, 2), activation="gelu"),
     "all of it": dict(
         growth_rate=(4, 6),
         activation="elu",
         norm="group",
+        norm_groups=2,
         dropout_rate=0.2,
         drop_path_rate=0.5,
         squeeze_excite=2,
@@ -105,8 +103,7 @@ OPTIONS = {
 
 @functools.cache
 def kept_step(name):
-    images = np.random.default_rng(1).standard_normal((4, 4, 4, 3))
-    return step(DenseNet(**{**NET, **OPTIONS[name]}), images)
+    return step(DenseNet(**{**NET, **OPTIONS[name]}), make_images())
 
 
 @pytest.mark.parametrize("remat", OTHERS)
@@ -118,17 +115,14 @@ def test_recomputing_changes_no_result(name, remat, images):
 
 
 @pytest.mark.parametrize("remat", ["convs", "layer"])
-@pytest.mark.parametrize("max_pending", [1, 2])
-def test_sums_of_pending_gradients_change_no_result(
-    monkeypatch, remat, max_pending, images
-):
+def test_sums_of_pending_gradients_change_no_result(monkeypatch, remat, images):
     """In a block of more layers than gradients may be pending."""
     options = dict(
-        block_layers=(6,), growth_rate=3, bottleneck_width=0, stem="cifar"
+        block_layers=(4,), growth_rate=3, bottleneck_width=0, stem="cifar"
     )
     expected = step(DenseNet(**options), images)
-    for pending in (max_pending, 4):
-        monkeypatch.setattr(recompute, "_MAX_PENDING", pending)
+    for max_pending in (1, 3):
+        monkeypatch.setattr(recompute, "_MAX_PENDING", max_pending)
         found = step(DenseNet(**options, remat=remat), images)
 
         assert_equal_steps(found, expected)
@@ -190,20 +184,22 @@ class Sandwich(StagedLayer):
         return self.conv2(nn.softplus(self.norm2(x, train)))
 
 
+@functools.cache
+def kept_unknown_step(layer):
+    return step(DenseNet(**NET, dense_layer=layer), make_images())
+
+
 @pytest.mark.parametrize("remat", OTHERS)
 @pytest.mark.parametrize("layer", [SelfMeasuring, Sandwich])
 def test_a_layer_that_the_library_does_not_know(layer, remat, images):
-    kept = step(DenseNet(**NET, dense_layer=layer), images)
+    kept = kept_unknown_step(layer)
 
     found = step(DenseNet(**NET, dense_layer=layer, remat=remat), images)
 
     assert_equal_steps(found, kept)
-    # Its gradients are not those of another draw.
-    other = step(DenseNet(**NET, dense_layer=layer), images, key=1)
-    assert abs(other[0][0] - kept[0][0]) > 1e-4
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
+@pytest.mark.parametrize("remat", ["none", "convs", "nn_layer"])
 def test_moments_computed_once_are_those_of_every_reader(remat, images):
     class OwnMoments(DenseLayer):
         """Normalises with moments that it computes itself."""
@@ -232,7 +228,9 @@ def trained_and_evaluated(model, images):
         return logits, updates
 
     # A vjp: policies with a backward pass of their own run its forward pass.
-    logits, _, updates = jax.vjp(forward, variables["params"], has_aux=True)
+    logits, updates = jax.jit(
+        lambda params: jax.vjp(forward, params, has_aux=True)[::2]
+    )(variables["params"])
 
     def biased(path, statistic):
         # Running variances are n / (n - 1) larger; the second block has a
@@ -244,15 +242,16 @@ def trained_and_evaluated(model, images):
         return statistic * ((n - 1) / n)
 
     updates = jax.tree_util.tree_map_with_path(biased, updates)
-    return logits, model.apply({**variables, **updates}, images)
+    return logits, jax.jit(model.apply)({**variables, **updates}, images)
 
 
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 @pytest.mark.parametrize(
     "options",
     [
-        *({"activation": name} for name in ACTIVATIONS),
-        *({"norm": name} for name in NORM_AXES),
+        dict(activation="silu"),
+        dict(norm="group"),
+        dict(norm="instance", bottleneck_width=0),
     ],
     ids=str,
 )
