@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.accumulate = 1  # parts of a batch that pass one after another
     config.label_smoothing = 0.0
     # Weights to start from, a file that load_pretrained reads or a run's
-    # directory, for the model below; see optimizer.body_rate.
+    # directory, for the model below; see optimizer.backbone_lr_scale.
     config.pretrained = placeholder(str)
     config.ema_decay = placeholder(float)  # for example 0.9999
 
@@ -88,8 +88,8 @@ def get_config() -> ConfigDict:
             decay_norms_and_biases=True,
             clip_norm=placeholder(float),
             # Share of the learning rate for all but the classifier; 0 freezes
-            # the body, whose norms then use their running statistics.
-            body_rate=1.0,
+            # the backbone, whose norms then use their running statistics.
+            backbone_lr_scale=1.0,
         )
     )
     config.schedule = ConfigDict(

@@ -113,7 +113,7 @@ def test_mixup():
     first, second = labels if share >= 0.5 else labels[::-1]
     np.testing.assert_array_equal(got["label"], first)
     np.testing.assert_array_equal(got["other_label"], second)
-    np.testing.assert_allclose(got["share"], max(share, 1 - share), rtol=1e-6)
+    np.testing.assert_allclose(got["lam"], max(share, 1 - share), rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -133,7 +133,7 @@ def test_cutmix(seed):
     share = 1 - box.mean()
     labels = np.arange(16), np.roll(np.arange(16), 1)
     np.testing.assert_array_equal(got["label"], labels[int(share < 0.5)])
-    np.testing.assert_allclose(got["share"], max(share, 1 - share), rtol=1e-6)
+    np.testing.assert_allclose(got["lam"], max(share, 1 - share), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])

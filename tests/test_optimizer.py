@@ -144,8 +144,8 @@ def test_unknown_optimizer():
 
 @jax.numpy_dtype_promotion("standard")
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("body_rate", [0.1, 0.0])
-def test_the_body_learns_at_its_own_rate(name, body_rate):
+@pytest.mark.parametrize("backbone_lr_scale", [0.1, 0.0])
+def test_the_body_learns_at_its_own_rate(name, backbone_lr_scale):
     params = {
         "conv0": {"kernel": jnp.array([1.0, -2.0])},
         "classifier": {"kernel": jnp.array([3.0]), "bias": jnp.array([0.5])},
@@ -155,17 +155,22 @@ def test_the_body_learns_at_its_own_rate(name, body_rate):
     def updates(rate):
         optimizer = make_optimizer(
             schedule=_schedule(),
-            **{**SGD, "name": name, "clip_norm": 0.5, "body_rate": rate},
+            **{
+                **SGD,
+                "name": name,
+                "clip_norm": 0.5,
+                "backbone_lr_scale": rate,
+            },
         )
         state = optimizer.init(params)
         for _ in range(3):
             found, state = optimizer.update(gradients, state, params)
         return found
 
-    whole, found = updates(1.0), updates(body_rate)
+    whole, found = updates(1.0), updates(backbone_lr_scale)
     np.testing.assert_allclose(
         found["conv0"]["kernel"],
-        body_rate * whole["conv0"]["kernel"],
+        backbone_lr_scale * whole["conv0"]["kernel"],
         rtol=1e-6,
     )
     jax.tree.map(
@@ -174,5 +179,7 @@ def test_the_body_learns_at_its_own_rate(name, body_rate):
 
 
 def test_a_negative_rate():
-    with pytest.raises(ValueError, match=r"body_rate is -1\.0"):
-        make_optimizer(schedule=_schedule(), **{**SGD, "body_rate": -1.0})
+    with pytest.raises(ValueError, match=r"backbone_lr_scale is -1\.0"):
+        make_optimizer(
+            schedule=_schedule(), **{**SGD, "backbone_lr_scale": -1.0}
+        )

@@ -1,4 +1,4 @@
-"""Fine-tuning: config.pretrained and optimizer.body_rate."""
+"""Fine-tuning: config.pretrained and optimizer.backbone_lr_scale."""
 
 import jax
 import numpy as np
@@ -86,7 +86,7 @@ def test_a_run_starts_from_the_file(pretrained, tmp_path, monkeypatch, capsys):
 def test_a_frozen_body_stays(pretrained, tmp_path, accumulate):
     path, variables = pretrained
     config = _config(
-        path, **{"optimizer.body_rate": 0.0, "accumulate": accumulate}
+        path, **{"optimizer.backbone_lr_scale": 0.0, "accumulate": accumulate}
     )
     config.model.dropout_rate = 0.5
     config.optimizer.clip_norm = 1.0
@@ -99,7 +99,7 @@ def test_a_frozen_body_stays(pretrained, tmp_path, accumulate):
 def test_a_frozen_body_has_running_statistics(pretrained, tmp_path):
     """A step is that of logistic regression on the net's features."""
     path, _ = pretrained
-    config = _config(path, **{"optimizer.body_rate": 0.0})
+    config = _config(path, **{"optimizer.backbone_lr_scale": 0.0})
     config.optimizer.weight_decay = 0.0
     config.preprocessing.shift = 0
     built = build(config)
@@ -132,7 +132,7 @@ def test_a_resumed_run_does_not_load_again(pretrained, tmp_path):
     path, _ = pretrained
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(path.read_bytes())
-    config = _config(copy, epochs=0.5, **{"optimizer.body_rate": 0.1})
+    config = _config(copy, epochs=0.5, **{"optimizer.backbone_lr_scale": 0.1})
     assert _trained(config, tmp_path / "run").step == 3
     copy.unlink()
     config.epochs = 1.0
@@ -167,6 +167,6 @@ def test_another_architecture(pretrained, tmp_path):
 
 def test_random_weights_are_not_frozen():
     config = digits.get_config()
-    config.optimizer.body_rate = 0.0
+    config.optimizer.backbone_lr_scale = 0.0
     with pytest.raises(ValueError, match=r"set config\.pretrained too"):
         build(config)

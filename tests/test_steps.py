@@ -211,7 +211,7 @@ def test_mixed_images_have_the_loss_of_both_labels(accumulate):
         logits = np.asarray(logits, np.float64)
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         one_hot = np.eye(10)
-        share = part["share"][:, None]
+        share = part["lam"][:, None]
         targets = share * one_hot[part["label"]]
         targets = targets + (1 - share) * one_hot[part["other_label"]]
         targets = 0.9 * targets + 0.1 / 10

@@ -125,19 +125,19 @@ def mixup(
     """Blends each image with the one before it (Zhang et al., 1710.09412).
 
     Args:
-      key: of the batch's one share, from Beta(alpha, alpha).
+      key: of the batch's one coefficient lam, from Beta(alpha, alpha).
       batch: 'image' and 'label' [batch].
       alpha: positive.
 
     Returns:
-      The batch with 'other_label' int [batch] and 'share' float32 [batch], so
-      that an image is `share` of 'label' and 1 - share of 'other_label'.
-      'label' is that of the greater share.
+      The batch with 'other_label' int [batch] and 'lam' float32 [batch], so
+      that an image is `lam` of 'label' and 1 - lam of 'other_label'.
+      'label' is that of the greater part.
     """
-    share = jax.random.beta(key, alpha, alpha)
+    lam = jax.random.beta(key, alpha, alpha)
     images = batch["image"]
-    mixed = share * images + (1 - share) * jnp.roll(images, 1, axis=0)
-    return _mixed(batch, mixed, share)
+    mixed = lam * images + (1 - lam) * jnp.roll(images, 1, axis=0)
+    return _mixed(batch, mixed, lam)
 
 
 def cutmix(
@@ -146,12 +146,12 @@ def cutmix(
     """Pastes a box of the image before into each (Yun et al., 1905.04899).
 
     Args, returns: as `mixup`. The box is the same for the whole batch and
-    covers 1 - share before it is cut off at the border, which counts.
+    covers 1 - lam before it is cut off at the border, which counts.
     """
     images = batch["image"]
     height, width = images.shape[1:3]
-    of_share, of_place = jax.random.split(key)
-    side = jnp.sqrt(1 - jax.random.beta(of_share, alpha, alpha))
+    of_lam, of_place = jax.random.split(key)
+    side = jnp.sqrt(1 - jax.random.beta(of_lam, alpha, alpha))
     centre = jax.random.uniform(of_place, (2,))
     size = jnp.array([height, width], jnp.float32)
     low, high = (
@@ -172,13 +172,13 @@ def _box(height, width, top, left, bottom, right):
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def _mixed(batch, images, share):
+def _mixed(batch, images, lam):
     labels, others = batch["label"], jnp.roll(batch["label"], 1)
-    own = share >= 0.5
+    own = lam >= 0.5
     return {
         **batch,
         "image": images,
         "label": jnp.where(own, labels, others),
         "other_label": jnp.where(own, others, labels),
-        "share": jnp.full(labels.shape, jnp.maximum(share, 1 - share)),
+        "lam": jnp.full(labels.shape, jnp.maximum(lam, 1 - lam)),
     }

@@ -117,7 +117,7 @@ class Preprocessing:
 
         Returns:
           'image' float32, 'label', and where images are mixed 'other_label'
-          and 'share' (see `batch_transforms.mixup`).
+          and 'lam' (see `batch_transforms.mixup`).
         """
         # A key each, so that one being on leaves the others as they are.
         keys = jax.random.split(key, 6)

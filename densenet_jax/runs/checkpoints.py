@@ -9,6 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from densenet_jax.runs.config import upgrade
+
 
 class Checkpoints:
     """The checkpoints of one run, one directory a step.
@@ -126,9 +128,9 @@ class Checkpoints:
         ).state
 
     def config(self, step: int) -> dict[str, Any]:
-        """The config that a step was saved with."""
+        """The config that a step was saved with, in today's keys."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).config
+        return upgrade(self._manager.restore(step, args=args).config)
 
     def abstract_state(self, step: int) -> Any:
         """The shapes of the state of a step, for the first device."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.variants import create_model
+from densenet_jax.runs.config import upgrade
 from densenet_jax.runs.curves import Record, read_metrics
 
 # Written by sweeps: why a run failed, and the names of all trials.
@@ -63,7 +64,7 @@ def read_run(directory: Path) -> Run:
     failure = directory / FAILURE
     if failure.exists():
         raise ValueError(f"failed: {_read_json(failure)['reason']}")
-    config = _read_json(directory / "config.json")
+    config = upgrade(_read_json(directory / "config.json"))
     totals = _read_json(directory / "network.json")["totals"]
     records = read_metrics(directory / "metrics.jsonl")
     _require_end(records, config["epochs"])

@@ -127,11 +127,11 @@ def build(
         warmup_steps=round(warmup_epochs * steps_per_epoch),
     )
     optimizer = make_optimizer(schedule=schedule, **optimizer_options)
-    freeze_body = config.optimizer.body_rate == 0
-    if freeze_body and not config.pretrained:
+    freeze_backbone = config.optimizer.backbone_lr_scale == 0
+    if freeze_backbone and not config.pretrained:
         raise ValueError(
-            "optimizer.body_rate is 0, which freezes random weights: set "
-            "config.pretrained too."
+            "optimizer.backbone_lr_scale is 0, which freezes random weights: "
+            "set config.pretrained too."
         )
 
     everywhere, split = sharding.replicated(mesh), sharding.over_data(mesh)
@@ -158,7 +158,7 @@ def build(
         label_smoothing=config.label_smoothing,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
-        freeze_body=freeze_body,
+        freeze_backbone=freeze_backbone,
     )
     return Experiment(
         model=model,

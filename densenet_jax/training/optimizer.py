@@ -73,7 +73,7 @@ def make_optimizer(
     weight_decay: float,
     decay_norms_and_biases: bool,
     clip_norm: float | None,
-    body_rate: float = 1.0,
+    backbone_lr_scale: float = 1.0,
 ) -> optax.GradientTransformation:
     """An optimizer with weight decay and gradient clipping.
 
@@ -85,16 +85,17 @@ def make_optimizer(
       weight_decay: per step, on kernels.
       decay_norms_and_biases: and on norm scales and all biases, as the paper.
       clip_norm: largest global norm of a gradient; None does not clip.
-      body_rate: share of the learning rate that everything but the classifier
-        gets; 0 leaves it as it is.
+      backbone_lr_scale: of the learning rate, for all parameters but the
+        classifier's; 0 leaves them as they are.
 
     Raises:
       ValueError: an unknown name, or a negative rate.
     """
     check_choice("optimizer", name, OPTIMIZERS)
-    if body_rate < 0:
+    if backbone_lr_scale < 0:
         raise ValueError(
-            f"optimizer.body_rate is {body_rate}: must not be negative."
+            f"optimizer.backbone_lr_scale is {backbone_lr_scale}: must not be "
+            "negative."
         )
 
     def make(schedule):
@@ -108,10 +109,10 @@ def make_optimizer(
         )
 
     optimizer = make(schedule)
-    if body_rate != 1:
+    if backbone_lr_scale != 1:
         body = (
-            make(lambda step: body_rate * schedule(step))
-            if body_rate
+            make(lambda step: backbone_lr_scale * schedule(step))
+            if backbone_lr_scale
             else optax.set_to_zero()
         )
         optimizer = optax.partition(

@@ -35,7 +35,7 @@ def train_step(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     ema_decay: float | None = None,
-    freeze_body: bool = False,
+    freeze_backbone: bool = False,
 ) -> tuple[TrainState, Sums]:
     """Takes one step of gradient descent.
 
@@ -46,15 +46,15 @@ def train_step(
       optimizer: whose state is in `state`.
       seed: of dropout and augmentation; each step draws its own.
       augment: takes a key and a batch, and returns the batch that the network
-        sees; with 'other_label' and 'share' [batch] where images are mixed.
+        sees; with 'other_label' and 'lam' [batch] where images are mixed.
       label_smoothing: see `losses.cross_entropy`.
       accumulate: the batch passes in so many equal parts, one after another,
         in a part of the memory. Norms see one part at a time, and so does
         augment; the running statistics move at each.
       ema_decay: of the averages in `state.ema`, capped early in the run at
         (1 + step) / (10 + step).
-      freeze_body: only the classifier has a gradient; norms use their running
-        statistics, which stay, and nothing is dropped out.
+      freeze_backbone: only the classifier has a gradient; norms use their
+        running statistics, which stay, and nothing is dropped out.
 
     Returns:
       The next state, and sums over the batch (see `metrics.example_sums`) with
@@ -63,7 +63,7 @@ def train_step(
     """
 
     def forward(params, batch_stats, images, key):
-        if freeze_body:
+        if freeze_backbone:
             head = {"classifier": params["classifier"]}
             variables = {
                 "params": {**jax.lax.stop_gradient(params), **head},
@@ -90,7 +90,7 @@ def train_step(
             other = losses.cross_entropy(
                 logits, part["other_label"], label_smoothing
             )
-            each = part["share"] * each + (1 - part["share"]) * other
+            each = part["lam"] * each + (1 - part["lam"]) * other
         everyone = jnp.ones_like(part["label"], bool)
         sums = metrics.example_sums(logits, part["label"], each, everyone)
         return each.mean(), (batch_stats, sums)

@@ -1,0 +1,36 @@
+"""Configs as runs hold them, read as today's keys."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+# (section, earlier key, key of today, earlier values -> values of today).
+_RENAMED = (
+    (
+        "model",
+        "form",
+        "implementation",
+        {"products": "matmul", "native": "xla"},
+    ),
+    ("model", "remat", "remat", {"half": "early"}),
+    ("optimizer", "body_rate", "backbone_lr_scale", {}),
+)
+
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames the keys and values that earlier versions wrote.
+
+    Args:
+      config: JSON values, of config.json or of a checkpoint; not changed.
+
+    Returns:
+      The same with today's keys. Keys that the version did not have stay
+      absent, which means None.
+    """
+    config = copy.deepcopy(dict(config))
+    for section, old, new, values in _RENAMED:
+        options = config.get(section, {})
+        if old in options:
+            value = options.pop(old)
+            options[new] = values.get(value, value)
+    return config
