@@ -77,7 +77,8 @@ def _attributes(model):
     return {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name", "dtype", "folded")
+        if field.name
+        not in ("parent", "name", "dtype", "folded", "dense_layer")
     }
 
 

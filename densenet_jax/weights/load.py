@@ -13,6 +13,7 @@ import numpy as np
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
+from densenet_jax.models.variants import create_model
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
@@ -117,13 +118,17 @@ def _load(path, num_classes, in_channels, mapping, seed):
         bare_names = without_deep_head(layout, bare_names)
     placed, problems = place(file, layout, bare_names, changes)
     try:
-        attributes = infer_architecture({t: p.shape for t, p in placed.items()})
+        model = _model(
+            {target: tensor.shape for target, tensor in placed.items()},
+            file.attributes,
+            layout.norm_epsilon,
+        )
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
 
     has_head = any(target.startswith(_HEAD) for target in placed)
     new_head = num_classes is not None and (
-        not has_head or num_classes != attributes["num_classes"]
+        not has_head or num_classes != model.num_classes
     )
     if not has_head and not new_head:
         raise ValueError(
@@ -131,13 +136,11 @@ def _load(path, num_classes, in_channels, mapping, seed):
             "makes a new one."
         )
     if new_head:
-        attributes["num_classes"] = num_classes
+        model = model.clone(num_classes=num_classes)
         changes.append(
             f"The classifier is new, for {num_classes} classes, not trained."
         )
         placed = {t: p for t, p in placed.items() if not t.startswith(_HEAD)}
-    epsilon = file.norm_epsilon or layout.norm_epsilon
-    model = DenseNet(**attributes, norm_epsilon=epsilon)
     expected = tensor_shapes(model, placed["conv0/kernel"].shape[2])
     head_shape = expected["classifier/kernel"]
     if new_head:
@@ -161,6 +164,30 @@ def _load(path, num_classes, in_channels, mapping, seed):
             f"{in_channels} input channels."
         )
     return Loaded(model, _to_tree(flat), remarks, changes)
+
+
+def _model(shapes, stated, norm_epsilon) -> DenseNet:
+    """The model of a file: as it states, or else as its tensors' shapes tell.
+
+    Args:
+      shapes: path in our parameter tree -> shape in our layout.
+      stated: `TensorFile.attributes`.
+      norm_epsilon: where the file states no attributes.
+    """
+    if stated is None:
+        return DenseNet(**infer_architecture(shapes), norm_epsilon=norm_epsilon)
+    attributes = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stated.items()
+        # The last two say how a run computed, not what its net is.
+        if value is not None and name not in ("dtype", "remat")
+    }
+    head = shapes.get("classifier/kernel")
+    if head:
+        attributes["num_classes"] = head[-1]
+    if "name" in attributes:
+        return create_model(attributes.pop("name"), **attributes)
+    return DenseNet(**attributes)
 
 
 def _check(placed, expected, problems, model) -> None:
