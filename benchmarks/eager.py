@@ -9,7 +9,7 @@ import torchvision
 from benchmarks import programs
 from densenet_jax.data.pipeline import usable_cores
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.weights.load import to_torch
+from densenet_jax.weights.export import to_torch
 
 
 def step_function(

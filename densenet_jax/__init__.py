@@ -3,7 +3,8 @@
 from densenet_jax.models.folding import fold_norms
 from densenet_jax.models.ops import compiler_options
 from densenet_jax.models.variants import create_model, list_models
-from densenet_jax.weights.load import load_pretrained, save_torch
+from densenet_jax.weights.export import save_torch
+from densenet_jax.weights.load import load_pretrained
 
 __all__ = [
     "compiler_options",

@@ -28,7 +28,8 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.weights.architecture import infer_architecture
 from densenet_jax.weights.containers import open_tensors
-from densenet_jax.weights.load import load_weights, to_torch
+from densenet_jax.weights.export import to_torch
+from densenet_jax.weights.load import load_weights
 from tests.random_variables import random_variables
 from tests.torch_files import tensor, write
 

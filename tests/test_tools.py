@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 from safetensors.numpy import load_file
 
-from densenet_jax import load_pretrained, save_torch
+from densenet_jax import create_model, load_pretrained, save_torch
 from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.runs import checkpoints
 from densenet_jax.tools import evaluate
 from densenet_jax.tools.images import imagenet_classes
 from densenet_jax.weights import load
@@ -87,6 +88,44 @@ def test_convert_to_a_checkpoint_and_back(run, tmp_path):
     assert "step 0" in output
     assert "epsilon is 1.001e-05, which PyTorch files do not hold" in output
     assert not same(source, tmp_path / "net.safetensors")
+
+
+def test_a_directory_keeps_what_its_tensors_do_not_tell(tmp_path, run):
+    model = DenseNet(
+        block_layers=(2, 1),
+        growth_rate=4,
+        num_classes=3,
+        norm_epsilon=1e-3,
+        norm_momentum=0.8,
+        kernel_init="fan_in",
+        dropout_rate=0.25,
+    )
+    variables = random_variables(model)
+    config = {
+        "model": {
+            "block_layers": [2, 1],
+            "growth_rate": 4,
+            "num_classes": 7,  # the classifier's tensors have 3
+            "norm_epsilon": 1e-3,
+            "norm_momentum": 0.8,
+            "kernel_init": "fan_in",
+            "dropout_rate": 0.25,
+            "stem_features": None,
+            "remat": "half",  # of no interest: not looked up
+        }
+    }
+    checkpoints.save_variables(tmp_path / "run", variables, config)
+    assert load_pretrained(tmp_path / "run")[0] == model
+    run("convert", tmp_path / "run", tmp_path / "copy")
+    assert load_pretrained(tmp_path / "copy")[0] == model
+
+    config["model"] = {"name": "densenet_40_12", "norm_epsilon": 1e-3}
+    named = create_model("densenet_40_12", num_classes=3)
+    checkpoints.save_variables(
+        tmp_path / "named", random_variables(named), config
+    )
+    model, _ = load_pretrained(tmp_path / "named")
+    assert model == named.clone(norm_epsilon=1e-3)
 
 
 def test_convert_with_a_mapping(run, fails, tmp_path):

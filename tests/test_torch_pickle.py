@@ -166,6 +166,19 @@ def test_a_zip_bomb(path):
     refused(path, "data.pkl' is compressed")
 
 
+def test_an_encrypted_entry(path):
+    content = bytearray(write(path, {"a": np.ones(2)}).read_bytes())
+    with zipfile.ZipFile(path) as file:
+        start = file.start_dir
+    # The flags of each entry of the zip file's directory: bit 0, encrypted.
+    while (start := content.find(b"PK\x01\x02", start)) >= 0:
+        if b"data/0" in content[start : start + 46 + 16]:
+            content[start + 8] |= 1
+        start += 4
+    path.write_bytes(content)
+    refused(path, "Entry 'archive/data/0' is encrypted")
+
+
 def test_a_bomb_of_strides(path):
     storage, storages = np.ones(1, np.float32), []
     big = torch_files.tensor(storage, 0, (2**30, 2**20), (0, 0), storages)

@@ -23,7 +23,7 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
-from densenet_jax.weights import containers, layouts, load
+from densenet_jax.weights import containers, export, layouts, load
 
 _TORCH = (".pth", ".pt")
 
@@ -64,7 +64,7 @@ def convert(arguments: argparse.Namespace) -> None:
         if target.suffix in _TORCH:
             _save_pth(variables, target)
         else:
-            load.save_torch(variables, target)
+            export.save_torch(variables, target)
         if model.norm_epsilon != DenseNet.norm_epsilon:
             print(
                 f"The norms' epsilon is {model.norm_epsilon}, which PyTorch "
@@ -77,7 +77,8 @@ def _attributes(model):
     return {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name", "dtype", "folded")
+        if field.name
+        not in ("parent", "name", "dtype", "folded", "dense_layer")
     }
 
 
@@ -90,7 +91,7 @@ def _save_pth(variables, path):
 def _torch_state_dict(torch, variables):
     return {
         name: torch.from_numpy(value.copy())
-        for name, value in load.to_torch(variables).items()
+        for name, value in export.to_torch(variables).items()
     }
 
 

@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import flax
 import ml_dtypes
@@ -45,13 +46,14 @@ class TensorFile:
       tensors: names are `module.leaf`, in the file's order.
       container: 'torch', 'safetensors', 'keras' or 'run'.
       remarks: what a user should know, one sentence each.
-      norm_epsilon: of the net, where the file says it.
+      attributes: of the model, for `create_model` with their name or else
+        for `DenseNet`, where the file states them.
     """
 
     tensors: Mapping[str, StoredTensor]
     container: str
     remarks: tuple[str, ...] = ()
-    norm_epsilon: float | None = None
+    attributes: Mapping[str, Any] | None = None
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -245,5 +247,5 @@ def _open_run(directory):
         tensors,
         "run",
         (f"The weights are those of step {step}.",),
-        config["model"]["norm_epsilon"],
+        config["model"],
     )

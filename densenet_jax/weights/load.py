@@ -1,10 +1,7 @@
-"""Weights of PyTorch and Keras files <-> this project's variables."""
+"""Weights of PyTorch and Keras files as this project's variables."""
 
 import collections
 import logging
-import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,26 +9,27 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
-from densenet_jax.weights import layouts
+from densenet_jax.models.variants import create_model
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
 )
-from densenet_jax.weights.containers import TensorFile, open_tensors
-from densenet_jax.weights.structure import NoMatchError, match_structure
+from densenet_jax.weights.containers import open_tensors
+from densenet_jax.weights.names import (
+    Problems,
+    place,
+    recognise,
+    without_deep_head,
+)
 
 _log = logging.getLogger(__name__)
 
 _STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
-
-_Problems = dict[str, list[str]]  # kind -> one line each
 
 
 class Loaded(NamedTuple):
@@ -115,18 +113,22 @@ def load_weights(
 def _load(path, num_classes, in_channels, mapping, seed):
     file = open_tensors(path)
     remarks, changes = list(file.remarks), []
-    layout, bare_names = _recognise(file, mapping, remarks, changes)
+    layout, bare_names = recognise(file, mapping, remarks, changes)
     if num_classes is not None:
-        bare_names = _without_deep_head(layout, bare_names)
-    placed, problems = _place(file, layout, bare_names, changes)
+        bare_names = without_deep_head(layout, bare_names)
+    placed, problems = place(file, layout, bare_names, changes)
     try:
-        attributes = infer_architecture({t: p.shape for t, p in placed.items()})
+        model = _model(
+            {target: tensor.shape for target, tensor in placed.items()},
+            file.attributes,
+            layout.norm_epsilon,
+        )
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
 
     has_head = any(target.startswith(_HEAD) for target in placed)
     new_head = num_classes is not None and (
-        not has_head or num_classes != attributes["num_classes"]
+        not has_head or num_classes != model.num_classes
     )
     if not has_head and not new_head:
         raise ValueError(
@@ -134,13 +136,11 @@ def _load(path, num_classes, in_channels, mapping, seed):
             "makes a new one."
         )
     if new_head:
-        attributes["num_classes"] = num_classes
+        model = model.clone(num_classes=num_classes)
         changes.append(
             f"The classifier is new, for {num_classes} classes, not trained."
         )
         placed = {t: p for t, p in placed.items() if not t.startswith(_HEAD)}
-    epsilon = file.norm_epsilon or layout.norm_epsilon
-    model = DenseNet(**attributes, norm_epsilon=epsilon)
     expected = tensor_shapes(model, placed["conv0/kernel"].shape[2])
     head_shape = expected["classifier/kernel"]
     if new_head:
@@ -166,126 +166,28 @@ def _load(path, num_classes, in_channels, mapping, seed):
     return Loaded(model, _to_tree(flat), remarks, changes)
 
 
-class _Placed(NamedTuple):
-    """A tensor of the file that has a place in our tree."""
+def _model(shapes, stated, norm_epsilon) -> DenseNet:
+    """The model of a file: as it states, or else as its tensors' shapes tell.
 
-    name: str  # in the file
-    axes: tuple[int, ...]  # of the file's tensor, in our order
-    shape: tuple[int, ...]  # ours
-
-
-def _recognise(
-    file: TensorFile, mapping, remarks, changes
-) -> tuple[layouts.Layout, dict[str, str]]:
-    """The layout of a file, and its tensors' names without their prefixes."""
-    names = [n for n in file.tensors if not layouts.DROPPED.fullmatch(n)]
-    whole = {name: name for name in names}
-    if mapping is not None:
-        remarks.append(f"The names are mapped by {mapping}.")
-        return layouts.read_mapping(mapping), whole
-
-    prefixes = {n: layouts.PREFIXES.match(n)[0] for n in names}
-    known = {name: name.removeprefix(prefixes[name]) for name in names}
-    # What all names begin with, as far as the last dot, may be one more.
-    common = os.path.commonprefix(list(known.values()))  # noqa: RUF071
-    common = common.rpartition(".")[0]
-    common = common and f"{common}."
-    stripped = {n: bare.removeprefix(common) for n, bare in known.items()}
-
-    def unknown(candidate):
-        layout, bare_names = candidate
-        return sum(
-            layout.our_module(bare.rpartition(".")[0]) is None
-            for bare in bare_names.values()
-        )
-
-    candidates = [
-        (layout, bare_names)
-        for bare_names in (known, stripped)
-        for layout in layouts.LAYOUTS
-    ]
-    layout, bare_names = best = min(candidates, key=unknown)
-    if 2 * unknown(best) > len(names):
-        return _match_structure(file, names, changes), whole
-
-    if any(map(layouts.DEEP_STEM.fullmatch, bare_names.values())):
-        raise ValueError(
-            "The net has a deep stem, three 3x3 convolutions, as timm's "
-            "densenet121d, densenet264d and densenetblur121d (which also "
-            "blurs where the stem pools): this project's stems have one "
-            "convolution, and no blur pooling."
-        )
-    remarks.append(f"The names are those of {layout.name}.")
-    if layout.newest_first:
-        changes.append(
-            "The input channels are put in another order: nets of these names "
-            "concatenate the newest features first."
-        )
-    found = {n.removesuffix(bare_names[n]) for n in names} - {""}
-    if found:
-        remarks.append(f"Prefixes left out: {', '.join(sorted(found))}")
-    return layout, bare_names
-
-
-def _without_deep_head(layout, bare_names) -> dict[str, str]:
-    """Leaves out a head of several layers, which a new head replaces."""
-    modules = {name: b.rpartition(".")[0] for name, b in bare_names.items()}
-    head = {m for m in modules.values() if layout.our_module(m) == "classifier"}
-    if len(head) < 2:
-        return bare_names
-    return {n: b for n, b in bare_names.items() if modules[n] not in head}
-
-
-def _match_structure(file, names, changes) -> layouts.Layout:
-    """The layout of a file whose names follow no table."""
-    try:
-        if file.container != "torch":
-            raise NoMatchError(
-                f"{file.container} files do not keep their order."
-            )
-        modules = match_structure({n: file.tensors[n].shape for n in names})
-    except NoMatchError as error:
-        raise ValueError(
-            "The names follow no known layout, and the order of the layers "
-            f"does not tell them apart: {error} Write their names into a "
-            "mapping file (see densenet_jax.weights.layouts.read_mapping) "
-            "and run densenet_jax.tools.convert with --mapping=FILE."
-        ) from error
-    changes.append(
-        "The names follow no known layout: the layers were recognised by "
-        "their order and shapes. The order of concatenation, strides and "
-        "ReLUs cannot be seen in a file, and are taken to be torchvision's: "
-        "check the outputs."
-    )
-    rules = {re.escape(module): path for module, path in modules.items()}
-    return layouts.Layout("order and shapes", rules)
-
-
-def _place(
-    file, layout, bare_names, changes
-) -> tuple[dict[str, _Placed], _Problems]:
-    """Finds the place of every tensor; lists those that have none or share."""
-    placed, problems = {}, collections.defaultdict(list)
-    for name, bare in bare_names.items():
-        shape = file.tensors[name].shape
-        module, _, their_leaf = bare.rpartition(".")
-        path = layout.our_module(module)
-        if path == "":
-            changes.append(f"{name} is left out.")
-            continue
-        leaf = layouts.our_leaf(their_leaf, len(shape))
-        if path is None or leaf is None:
-            problems["unused"].append(name)
-            continue
-        target = f"{path}/{leaf}"
-        if target in placed:
-            problems["duplicate"].append(
-                f"{placed[target].name} and {name} are both {target}"
-            )
-            continue
-        axes = layouts.to_our_axes(their_leaf, len(shape))
-        placed[target] = _Placed(name, axes, tuple(shape[i] for i in axes))
-    return placed, problems
+    Args:
+      shapes: path in our parameter tree -> shape in our layout.
+      stated: `TensorFile.attributes`.
+      norm_epsilon: where the file states no attributes.
+    """
+    if stated is None:
+        return DenseNet(**infer_architecture(shapes), norm_epsilon=norm_epsilon)
+    attributes = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stated.items()
+        # The last two say how a run computed, not what its net is.
+        if value is not None and name not in ("dtype", "remat")
+    }
+    head = shapes.get("classifier/kernel")
+    if head:
+        attributes["num_classes"] = head[-1]
+    if "name" in attributes:
+        return create_model(attributes.pop("name"), **attributes)
+    return DenseNet(**attributes)
 
 
 def _check(placed, expected, problems, model) -> None:
@@ -310,7 +212,7 @@ def _check(placed, expected, problems, model) -> None:
         )
 
 
-def _listed(problems: _Problems) -> str:
+def _listed(problems: Problems) -> str:
     return "".join(
         f"\n{kind} ({len(lines)}):" + "".join(f"\n  {line}" for line in lines)
         for kind, lines in problems.items()
@@ -345,13 +247,6 @@ def _read(file, placed, channels, changes) -> dict[str, jax.Array]:
         if dtype != "float32":
             changes.append(f"{count} tensors were {dtype}, now float32.")
     return flat
-
-
-def _flatten(variables) -> dict[str, jax.Array]:
-    """Parameters and statistics in one dict; their leaves' names differ."""
-    return flax.traverse_util.flatten_dict(
-        variables["params"], sep="/"
-    ) | flax.traverse_util.flatten_dict(variables["batch_stats"], sep="/")
 
 
 def _to_tree(flat):
@@ -394,59 +289,3 @@ def describe(model: DenseNet) -> str:
         "norm_epsilon",
     )
     return ", ".join(f"{name}={getattr(model, name)}" for name in names)
-
-
-def save_torch(variables: Mapping, path: str | Path) -> None:
-    """Writes variables as .safetensors in torchvision's names and layout.
-
-    >>> save_torch(variables, "densenet.safetensors")
-
-    `torchvision.models.densenet121().load_state_dict(
-    safetensors.torch.load_file("densenet.safetensors"))` takes it as it is, if
-    the net is a densenet121; `load_pretrained` gives the same variables back.
-    The norms' epsilon is not in the file: PyTorch's is 1e-5.
-
-    Args:
-      variables: {'params', 'batch_stats'} of a `DenseNet`.
-      path: of the new file.
-
-    Raises:
-      ValueError: variables are not those of a DenseNet.
-    """
-    tensors = to_torch(variables)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-
-
-def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
-    """The state dict of torchvision's DenseNet, as numpy arrays.
-
-    Raises:
-      ValueError: variables are not those of a DenseNet.
-    """
-    if not {"params", "batch_stats"} <= set(variables):
-        raise ValueError(
-            f"Variables have the collections {sorted(variables)}: expected "
-            "'params' and 'batch_stats'."
-        )
-    shapes = {path: value.shape for path, value in _flatten(variables).items()}
-    model = DenseNet(**infer_architecture(shapes))
-    if shapes != tensor_shapes(model, shapes["conv0/kernel"][2]):
-        raise ValueError("The variables are not exactly those of a DenseNet.")
-    leaves = {
-        "kernel": "weight",
-        "scale": "weight",
-        "bias": "bias",
-        "mean": "running_mean",
-        "var": "running_var",
-    }
-    state_dict = {}
-    for path, value in _flatten(variables).items():
-        module, _, leaf = path.rpartition("/")
-        module = module if module == "classifier" else f"features/{module}"
-        name = f"{module.replace('/', '.')}.{leaves[leaf]}"
-        value = np.asarray(value)
-        axes = {"kernel": {4: (3, 2, 0, 1), 2: (1, 0)}}.get(leaf, {})
-        order = axes.get(value.ndim, range(value.ndim))
-        state_dict[name] = np.ascontiguousarray(value.transpose(order))
-    return state_dict
