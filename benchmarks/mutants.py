@@ -88,8 +88,10 @@ def benchmark(flags: argparse.Namespace) -> int:
                 bar.write(f"not noticed: {missed[-1]}")
         if not flags.skip_baseline:
             # Else tests that always fail would notice everything.
-            files = sorted({test for fault in faults for test in fault["tests"]})
-            if not run_tests(None, files):
+            files = sorted(
+                {test for fault in faults for test in fault["tests"]}
+            )
+            if not run_tests(None, sorted(files)):
                 raise RuntimeError("The tests fail without a fault.")
     share = 1 - len(missed) / len(faults)
     print(f"{len(faults)} faults, {share:.1%} noticed.")

@@ -23,29 +23,30 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # To run as a file.
 
 from benchmarks import arguments, report
 from benchmarks.plain import plain_port
+from densenet_jax import recipes
 from densenet_jax.models.densenet import REMAT_POLICIES
-from densenet_jax.planning import plans
-from densenet_jax.planning.plans import Trial
-from densenet_jax.tools import command, plan
+from densenet_jax.planning import compiling, plans
+from densenet_jax.planning.plans import Compilation
+from densenet_jax.tools import command
 from densenet_jax.training import experiment, sharding
 
 
 def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Compiles, and prints the table and the JSON object."""
     jax.config.update("jax_platforms", "cpu")
-    target = plan.find_target(flags.topology)
-    config = command.read_config(flags.config, overrides)
+    target = compiling.find_target(flags.topology)
+    config = recipes.read_config(flags.config, overrides)
     if flags.batch_size is not None:
         config.batch_size = flags.batch_size
     if config.model.implementation is None:
         config.model.implementation = (
             "xla"  # 'auto' is what suits this machine.
         )
-    sources, remark = plan.open_sources(config)
+    sources, remark = compiling.open_sources(config)
     if remark:
         print(remark)
     mesh = sharding.make_mesh(target.devices)
-    trials = {}
+    compiled = {}
     for name in ("plain", *flags.policies):
         print(f"compiling {name} ...", file=sys.stderr, flush=True)
         changed = config.copy_and_resolve_references()
@@ -54,16 +55,17 @@ def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         step = built.train_step
         if name == "plain":
             step = plain_step(built, sharding.replicated(mesh))
-        trials[name] = plan.compile_step(step, built, target)
-        print(table({name: trials[name]}), file=sys.stderr, flush=True)
+        compiled[name] = compiling.compile_step(step, built, target)
+        print(table({name: compiled[name]}), file=sys.stderr, flush=True)
     environment = report.environment()
     print(
         f"\n{config.model.name}, {config.model.dtype}, batch "
         f"{config.batch_size:,} on {target.name}, for each chip; "
-        f"{report.describe(environment)}\n\n{table(trials)}\n"
+        f"{report.describe(environment)}\n\n{table(compiled)}\n"
     )
     results = {
-        name: plans.trial_json(trial, target) for name, trial in trials.items()
+        name: plans.compilation_json(compilation, target)
+        for name, compilation in compiled.items()
     }
     settings = vars(flags) | {"overrides": overrides}
     print(json.dumps({**settings, "results": results, **environment}))
@@ -86,7 +88,7 @@ def plain_step(
     )
 
 
-def table(trials: Mapping[str, Trial]) -> str:
+def table(compiled: Mapping[str, Compilation]) -> str:
     """One line each; what does not fit has no figures."""
     figures = {
         "Mcycles": lambda p: f"{p.cycles / 1e6:.1f}",
@@ -98,12 +100,12 @@ def table(trials: Mapping[str, Trial]) -> str:
         [
             name,
             *(
-                figure(trial.program) if trial.program else "-"
+                figure(compilation.program) if compilation.program else "-"
                 for figure in figures.values()
             ),
-            f"{trial.seconds:.0f}",
+            f"{compilation.seconds:.0f}",
         ]
-        for name, trial in trials.items()
+        for name, compilation in compiled.items()
     ]
     return report.markdown_table(["", *figures, "compile s"], rows)
 
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         default=tuple(REMAT_POLICIES),
         help=f"of {', '.join(REMAT_POLICIES)}; default: all",
     )
-    overrides, words = command.split_overrides(argv)
+    overrides, words = recipes.split_overrides(argv)
     return command.run(
         parser, functools.partial(benchmark, overrides=overrides), words
     )

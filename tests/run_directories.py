@@ -6,7 +6,6 @@ import json
 from configs import digits
 from densenet_jax.analysis import summary
 from densenet_jax.models.variants import create_model
-from densenet_jax.runs.log import RunLog
 
 EPOCHS = 3
 
@@ -24,13 +23,15 @@ def write_run(directory, errors, **changes):
     config.update_from_flattened_dict(changes)
     (directory / "config.json").write_text(config.to_json())
     (directory / "network.json").write_text(_network(config.model.to_json()))
-    log = RunLog(directory, 0)
+    records = []
     for epoch, error in enumerate(errors, 1):
         step = round(epoch * 1437 / 64)
         values = {"epoch": step / (1437 / 64), "loss": 1 / epoch}
-        log.write(step, "train", values)
-        log.write(step, "test", {**values, "top1": 1 - error / 100})
-    log.close()
+        records.append({"step": step, "split": "train", **values})
+        test = {"step": step, "split": "test", **values}
+        records.append({**test, "top1": 1 - error / 100})
+    lines = [json.dumps(record) + "\n" for record in records]
+    (directory / "metrics.jsonl").write_text("".join(lines))
     return directory
 
 

@@ -10,6 +10,7 @@ OURS = ("densenet_jax", "configs", "train")
 
 CHOICES = "densenet_jax.choices"
 FILES = "densenet_jax.files"
+RECIPES = "densenet_jax.recipes"
 MODELS = "densenet_jax.models"
 DATA = "densenet_jax.data"
 TASKS = "densenet_jax.tasks"
@@ -27,12 +28,20 @@ ALLOWED = {
     "densenet_jax": [MODELS, WEIGHTS],
     CHOICES: [],
     FILES: [],
+    RECIPES: [],
     MODELS: [CHOICES, MODELS],
     DATA: [CHOICES, DATA],
     TASKS: [CHOICES, TASKS, MODELS],
-    RUNS: [*LEAVES, RUNS, MODELS],
+    RUNS: [*LEAVES, RUNS, TASKS, MODELS],
     WEIGHTS: [*LEAVES, WEIGHTS, RUNS, MODELS],
     TRAINING: [*LEAVES, TRAINING, TASKS, MODELS, DATA],
+    f"{TRAINING}.start": [
+        *LEAVES,
+        TRAINING,
+        MODELS,
+        RUNS,
+        WEIGHTS,
+    ],
     f"{TRAINING}.loop": [
         *LEAVES,
         TRAINING,
@@ -40,12 +49,11 @@ ALLOWED = {
         MODELS,
         DATA,
         RUNS,
-        WEIGHTS,
         ANALYSIS,
     ],
     ANALYSIS: [*LEAVES, ANALYSIS, MODELS, RUNS],
-    PLANNING: [*LEAVES, PLANNING, ANALYSIS, TRAINING, MODELS, DATA],
-    SWEEPS: [*LEAVES, SWEEPS, RUNS],
+    PLANNING: [*LEAVES, RECIPES, PLANNING, ANALYSIS, TRAINING, MODELS, DATA],
+    SWEEPS: [*LEAVES, RECIPES, SWEEPS, RUNS, TRAINING],
     "densenet_jax.tools": ["densenet_jax", "train"],
     "configs": ["configs"],
     "train": ["densenet_jax"],

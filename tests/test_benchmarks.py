@@ -17,9 +17,9 @@ from benchmarks import arguments, contenders, memory, step, tpu
 from benchmarks.plain import plain_port
 from densenet_jax import create_model
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.planning import compiling
 from densenet_jax.planning.compiled import Program
-from densenet_jax.planning.plans import Target, Trial
-from densenet_jax.tools import plan
+from densenet_jax.planning.plans import Compilation, Target
 from tests.random_variables import random_variables
 
 ROOT = Path(__file__).parent.parent
@@ -181,14 +181,16 @@ def test_a_plain_port_takes_the_models_place_for_a_tpu(capsys, monkeypatch):
     def trace(step, built, target):
         model = step.__wrapped__.keywords["model"]
         models.append((type(model).__name__, getattr(model, "remat", None)))
-        step.trace(built.state, built.batch)
+        step.trace(built.abstract_state, built.batch)
         if len(models) == 3:
-            return Trial(None, "full", 2.0)
-        return Trial(Program(*[1e9] * 8, {}, {}, {}), None, 2.0)
+            return Compilation(None, "full", 2.0)
+        return Compilation(Program(*[1e9] * 8, {}, {}, {}), None, 2.0)
 
-    monkeypatch.setattr(plan, "compile_step", trace)
+    monkeypatch.setattr(compiling, "compile_step", trace)
     monkeypatch.setattr(
-        plan, "find_target", lambda name: Target(name, jax.devices(), 1, None)
+        compiling,
+        "find_target",
+        lambda name: Target(name, jax.devices(), 1, None),
     )
 
     assert tpu.main([*TINY_RECIPE, "--policies=none,layer"]) == 0
@@ -209,7 +211,9 @@ def test_a_plain_port_takes_the_models_place_for_a_tpu(capsys, monkeypatch):
 
 def test_a_plain_port_does_not_stand_in_for_dropout(capsys, monkeypatch):
     monkeypatch.setattr(
-        plan, "find_target", lambda name: Target(name, jax.devices(), 1, None)
+        compiling,
+        "find_target",
+        lambda name: Target(name, jax.devices(), 1, None),
     )
 
     assert tpu.main([*TINY_RECIPE, "--config.model.dropout_rate=0.2"]) == 1

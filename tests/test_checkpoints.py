@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.training import sharding
+
+rank = CLASSIFICATION.rank
 
 
 def _state(value=0, width=3):
@@ -17,7 +20,7 @@ def _state(value=0, width=3):
 @pytest.fixture
 def directory(tmp_path):
     """Four checkpoints, the second the best, the last not evaluated."""
-    checkpoints = Checkpoints(tmp_path, keep_newest=1, keep_best=1)
+    checkpoints = Checkpoints(tmp_path, rank, keep_newest=1, keep_best=1)
     for step, top1, loss in [(1, 0.5, 0.1), (2, 0.7, 0.2), (3, 0.7, 0.3)]:
         checkpoints.save(
             step, _state(step), {"name": "a"}, {"top1": top1, "loss": loss}
@@ -36,13 +39,13 @@ def _files(directory):
 
 
 def test_newest_and_best_are_kept(directory):
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory, rank, read_only=True)
     assert (checkpoints.newest, checkpoints.best) == (4, 2)
     assert sorted(p.name for p in directory.iterdir()) == ["2", "4"]
 
 
 def test_what_improves_on_the_best(directory):
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory, rank, read_only=True)
     assert checkpoints.improved_by({"top1": 0.8, "loss": 9.0})
     assert checkpoints.improved_by({"top1": 0.7, "loss": 0.1})
     assert not checkpoints.improved_by({"top1": 0.7, "loss": 0.2})
@@ -51,7 +54,7 @@ def test_what_improves_on_the_best(directory):
 
 def test_restores_where_asked(directory):
     before = _files(directory)
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory, rank, read_only=True)
     everywhere = sharding.replicated(sharding.make_mesh())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
@@ -69,7 +72,7 @@ def test_restores_where_asked(directory):
 
 
 def test_another_architecture_is_told_apart(directory):
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory, rank, read_only=True)
     other = {**_state(width=5), "extra": jnp.zeros(2)}
     other.pop("step")
     with pytest.raises(ValueError, match="3 arrays differ") as caught:
@@ -81,7 +84,7 @@ def test_another_architecture_is_told_apart(directory):
 
 
 def test_empty_directory_has_no_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, rank)
     assert checkpoints.newest is None
     assert checkpoints.best is None
     assert checkpoints.improved_by({"top1": 0.0, "loss": 9.0})

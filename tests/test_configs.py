@@ -105,7 +105,7 @@ def test_every_recipe_is_built():
 @pytest.mark.parametrize(("name", "argument"), PARAMETERS)
 def test_recipes_build_the_papers_nets(name, argument, monkeypatch):
     built = _build(_load(name, argument), monkeypatch)
-    count = sum(x.size for x in jax.tree.leaves(built.state.params))
+    count = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     assert count == PARAMETERS[name, argument]
 
 
@@ -114,7 +114,7 @@ def test_sweeps_have_these_trials(name, monkeypatch):
     parameters = {}
     for trial, config in expand(f"configs/{name}.py", Path()).items():
         built = _build(config, monkeypatch)
-        params = jax.tree.leaves(built.state.params)
+        params = jax.tree.leaves(built.abstract_state.params)
         parameters[trial.name] = sum(x.size for x in params)
     assert parameters == TRIALS[name]
 

@@ -35,11 +35,11 @@ def test_steps_are_compiled_with_options(monkeypatch, step):
     built = _build(**{"model.block_layers": (1,)})
     mask = jax.ShapeDtypeStruct((64,), bool)
     variables = {
-        "params": built.state.params,
-        "batch_stats": built.state.batch_stats,
+        "params": built.abstract_state.params,
+        "batch_stats": built.abstract_state.batch_stats,
     }
     arguments = {
-        "train_step": (built.state, built.batch),
+        "train_step": (built.abstract_state, built.batch),
         "eval_step": (variables, {**built.batch, "mask": mask}),
     }
 
@@ -97,7 +97,7 @@ def test_state_is_on_every_device_and_batches_are_split():
     built = _build()
     state = built.init()
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
-        lambda x: x.sharding, built.state
+        lambda x: x.sharding, built.abstract_state
     )
     assert state.step.sharding.is_fully_replicated
     assert built.batch["image"].sharding.shard_shape((64, 8, 8, 1))[0] == 8
@@ -114,6 +114,6 @@ def test_the_devices_and_the_data_can_be_others():
     )
     image = built.batch["image"]
     assert image.sharding.shard_shape(image.shape) == (3, 9, 9, 1)
-    assert built.state.step.sharding.mesh.size == 2
+    assert built.abstract_state.step.sharding.mesh.size == 2
     assert built.model.num_classes == 3
     assert built.total_steps == 30 * 32 / 6

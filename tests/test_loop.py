@@ -9,6 +9,7 @@ import pytest
 from configs import digits
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.curves import read_metrics
+from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.training import loop
 from densenet_jax.training.experiment import build
 
@@ -66,8 +67,12 @@ def _waits(config, workdir):
 
 
 def _final_state(config, workdir):
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    state = checkpoints.restore(checkpoints.newest, build(config).state)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", CLASSIFICATION.rank, read_only=True
+    )
+    state = checkpoints.restore(
+        checkpoints.newest, build(config).abstract_state
+    )
     checkpoints.close()
     return jax.device_get(state)
 

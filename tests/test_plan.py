@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from densenet_jax.planning import chips
+from densenet_jax.planning import chips, compiling
 from densenet_jax.tools import plan
 
 TINY = (
@@ -144,7 +144,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.parametrize("name", chips.CHIPS)
 def test_every_topology_is_known_to_the_compiler(name):
     for topology in chips.topologies(name):
-        target = plan.find_target(topology)
+        target = compiling.find_target(topology)
         assert len(target.devices) == chips.num_chips(topology)
 
 

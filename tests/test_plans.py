@@ -30,13 +30,13 @@ def test_the_slower_of_arithmetic_and_memory_sets_the_time():
 
 
 def test_a_program_fits_up_to_the_last_byte():
-    assert plans.Trial(PROGRAM, None, 1.0).fits(
+    assert plans.Compilation(PROGRAM, None, 1.0).fits(
         dataclasses.replace(TARGET, memory=8_000_000)
     )
-    assert not plans.Trial(PROGRAM, None, 1.0).fits(
+    assert not plans.Compilation(PROGRAM, None, 1.0).fits(
         dataclasses.replace(TARGET, memory=7_999_999)
     )
-    assert not plans.Trial(None, "Ran out of memory", 1.0).fits(TARGET)
+    assert not plans.Compilation(None, "Ran out of memory", 1.0).fits(TARGET)
 
 
 @pytest.mark.parametrize("start", [8, 24, 104])
@@ -62,11 +62,11 @@ def test_a_start_beyond_the_limit_is_tried():
 
 
 def test_policies_are_a_line_each():
-    trials = {
-        "none": plans.Trial(None, "Ran out of memory", 8.4),
-        "layer": plans.Trial(PROGRAM, None, 1234.5),
+    compiled = {
+        "none": plans.Compilation(None, "Ran out of memory", 8.4),
+        "layer": plans.Compilation(PROGRAM, None, 1234.5),
     }
-    header, _, none, block = plans.policy_table(trials, TARGET).splitlines()
+    header, _, none, block = plans.policy_table(compiled, TARGET).splitlines()
     cells = [
         ("remat", "none", "layer"),
         ("temp MB", "-", "5.50"),

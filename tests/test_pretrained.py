@@ -7,7 +7,8 @@ import pytest
 from configs import digits
 from densenet_jax import load_pretrained, save_torch
 from densenet_jax.runs.checkpoints import Checkpoints
-from densenet_jax.training import loop
+from densenet_jax.tasks.classification import CLASSIFICATION
+from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import build
 from tests.random_variables import random_variables
 
@@ -37,8 +38,12 @@ def pretrained(tmp_path_factory):
 
 def _trained(config, workdir):
     loop.train_and_evaluate(config, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    state = checkpoints.restore(checkpoints.newest, build(config).state)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", CLASSIFICATION.rank, read_only=True
+    )
+    state = checkpoints.restore(
+        checkpoints.newest, build(config).abstract_state
+    )
     checkpoints.close()
     return jax.device_get(state)
 
@@ -103,7 +108,7 @@ def test_a_frozen_body_has_running_statistics(pretrained, tmp_path):
     config.optimizer.weight_decay = 0.0
     config.preprocessing.shift = 0
     built = build(config)
-    state = loop._start_from(config, built)
+    state = start._start_from(config, built)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (240, 8, 8, 1), np.uint8),

@@ -8,7 +8,8 @@ import pytest
 
 from densenet_jax import create_model
 from densenet_jax.data.preprocessing import Preprocessing
-from densenet_jax.training import losses, sharding, steps
+from densenet_jax.tasks.classification import Classification, cross_entropy
+from densenet_jax.training import sharding, steps
 from densenet_jax.training.state import init_state
 
 SEED = 3
@@ -83,10 +84,12 @@ def test_step_descends_along_the_gradient_of_the_mean_loss():
             train=True,
             mutable=["batch_stats"],
         )
-        return losses.cross_entropy(logits, batch["label"], 0.1).mean()
+        return cross_entropy(logits, batch["label"], 0.1).mean()
 
     value, gradient = jax.value_and_grad(loss)(state.params)
-    new, sums = _step(model, label_smoothing=0.1)(state, batch)
+    new, sums = _step(model, task=Classification(label_smoothing=0.1))(
+        state, batch
+    )
     # The first Nesterov step is 1 + momentum times the gradient.
     expected = jax.tree.map(
         lambda p, g: p - LEARNING_RATE * 1.9 * g, state.params, gradient
@@ -115,7 +118,7 @@ def test_accumulation_is_the_mean_over_parts():
                 train=True,
                 mutable=["batch_stats"],
             )
-            each = losses.cross_entropy(logits, batch["label"][part])
+            each = cross_entropy(logits, batch["label"][part])
             return each.mean(), updates["batch_stats"]
 
         gradient, stats = jax.grad(loss, has_aux=True)(state.params)
@@ -173,7 +176,7 @@ def test_eval_step_uses_running_statistics_and_the_mask():
     mask = jnp.arange(16) < 11
     got = steps.eval_step(variables, {**batch, "mask": mask}, model=model)
     logits = model.apply(variables, batch["image"][:11])
-    expected = losses.cross_entropy(logits, batch["label"][:11])
+    expected = cross_entropy(logits, batch["label"][:11])
     assert got["count"] == 11
     np.testing.assert_allclose(got["loss"], expected.sum(), rtol=1e-5)
     hits = (logits.argmax(-1) == batch["label"][:11]).sum()
@@ -192,7 +195,7 @@ def test_mixed_images_have_the_loss_of_both_labels(accumulate):
     run = _step(
         model,
         augment=preprocessing.augment,
-        label_smoothing=0.1,
+        task=Classification(label_smoothing=0.1),
         accumulate=accumulate,
     )
     _, sums = run(state, batch)
@@ -249,6 +252,6 @@ def test_crops_are_averaged_as_one_by_one():
             for image in crops
         ]
     )
-    expected = losses.cross_entropy(logits, labels).sum()
+    expected = cross_entropy(logits, labels).sum()
     np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
     assert got["count"] == 2

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from densenet_jax.runs import directory as runs
-from densenet_jax.sweeps import trials
+from densenet_jax.sweeps import launch, trials
 from densenet_jax.sweeps.board import Board
 from densenet_jax.tools import sweep
 from tests.run_directories import write_run
@@ -194,7 +194,7 @@ def _run_here(made, parallel=1):
     """Returns how many failed, and what was printed without a terminal."""
     lines = io.StringIO()
     with contextlib.redirect_stdout(lines), Board(made, Console()) as board:
-        failed = sweep.run_here(made, parallel, board)
+        failed = launch.run_here(made, parallel, board)
     return failed, lines.getvalue().splitlines()
 
 
@@ -426,12 +426,11 @@ def _python(*words):
 _JOBS = """
 import sys
 from pathlib import Path
-from densenet_jax.sweeps import trials
-from densenet_jax.tools import sweep
+from densenet_jax.sweeps import launch, trials
 
 directory = Path(sys.argv[1])
 code = "raise SystemExit('no memory')"
-jobs = sweep.submit(
+jobs = launch.submit(
     [
         trials.Trial(name, directory / name, (sys.executable, "-c", code))
         for name in "ab"
@@ -443,7 +442,7 @@ jobs = sweep.submit(
 )
 for job in jobs:
     print(job.result())
-sweep.submit([], directory, parallel=1, options={"gpu": 1}, cluster="local")
+launch.submit([], directory, parallel=1, options={"gpu": 1}, cluster="local")
 """
 
 

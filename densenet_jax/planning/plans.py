@@ -29,7 +29,7 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Compilation:
     """What compiling a step came to.
 
     Attributes:
@@ -96,9 +96,9 @@ def state_table(state_bytes: Mapping[str, int]) -> str:
     )
 
 
-def policy_table(trials: Mapping[str, Trial], target: Target) -> str:
+def policy_table(compiled: Mapping[str, Compilation], target: Target) -> str:
     """Memory, work and least time of a step: one line a remat policy."""
-    programs = [t.program for t in trials.values() if t.program is not None]
+    programs = [t.program for t in compiled.values() if t.program is not None]
     columns = [
         scaled([p.temp_bytes for p in programs], "B", "temp "),
         scaled([p.total_bytes for p in programs], "B", "total "),
@@ -122,10 +122,10 @@ def policy_table(trials: Mapping[str, Trial], target: Target) -> str:
         [
             (
                 policy,
-                *(next(cells) if trial.program else ["-"] * len(columns)),
-                f"{trial.seconds:,.0f}",
+                *(next(cells) if compilation.program else ["-"] * len(columns)),
+                f"{compilation.seconds:,.0f}",
             )
-            for policy, trial in trials.items()
+            for policy, compilation in compiled.items()
         ],
         left_columns=1,
     )
@@ -191,14 +191,16 @@ def target_json(target: Target) -> dict[str, Any]:
     }
 
 
-def trial_json(trial: Trial, target: Target) -> dict[str, Any]:
-    """Everything known of a trial: the attributes of `Program`, and more."""
+def compilation_json(
+    compilation: Compilation, target: Target
+) -> dict[str, Any]:
+    """The attributes of `Program`, and what else is known."""
     found = {
-        "fits": trial.fits(target),
-        "problem": trial.problem,
-        "compile_seconds": trial.seconds,
+        "fits": compilation.fits(target),
+        "problem": compilation.problem,
+        "compile_seconds": compilation.seconds,
     }
-    program = trial.program
+    program = compilation.program
     if program is not None:
         found |= dataclasses.asdict(program)
         found["total_bytes"] = program.total_bytes

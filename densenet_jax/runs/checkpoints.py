@@ -1,7 +1,7 @@
 """Checkpoints of training runs. The only importer of Orbax."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from densenet_jax.runs.config import upgrade
+from densenet_jax.tasks.classification import CLASSIFICATION
 
 
 class Checkpoints:
@@ -23,31 +24,33 @@ class Checkpoints:
     def __init__(
         self,
         directory: Path,
+        rank: Callable[[Mapping[str, float]], Any],
         *,
         keep_newest: int = 1,
         keep_best: int = 1,
         read_only: bool = False,
     ):
-        """Opens a directory of checkpoints, made at need.
+        """Opens a directory of checkpoints.
 
         Args:
-          directory: of the checkpoints alone.
+          directory: of the checkpoints alone; created if needed.
+          rank: of metrics, greater for a better step; `task.rank`.
           keep_newest: how many of the last are kept.
-          keep_best: how many are kept of those with the highest top-1
-            accuracy (of equals, the lowest loss).
+          keep_best: how many are kept of those that rank highest.
           read_only: nothing is made, written or deleted.
         """
         self.directory = directory
+        self._rank = rank
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             handler_registry=_handlers(),
             options=ocp.CheckpointManagerOptions(
-                best_fn=_rank,
+                best_fn=rank,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep_newest),
                         policies.BestN(
-                            get_metric_fn=_rank,
+                            get_metric_fn=rank,
                             n=keep_best,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -60,7 +63,7 @@ class Checkpoints:
             ),
         )
         best = self.best
-        self._best_rank = _rank(self._manager.metrics(best)) if best else None
+        self._best_rank = rank(self._manager.metrics(best)) if best else None
 
     @property
     def newest(self) -> int | None:
@@ -69,7 +72,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest top-1 accuracy."""
+        """The step that ranks highest."""
         return self._manager.best_step()
 
     def preempted(self, step: int) -> bool:
@@ -78,7 +81,7 @@ class Checkpoints:
 
     def improved_by(self, metrics: Mapping[str, float]) -> bool:
         """Whether these are better than those of every step saved so far."""
-        return self._best_rank is None or _rank(metrics) > self._best_rank
+        return self._best_rank is None or self._rank(metrics) > self._best_rank
 
     def save(
         self,
@@ -93,7 +96,7 @@ class Checkpoints:
           step: names the checkpoint.
           state: a tree of arrays.
           config: JSON values.
-          metrics: 'top1' and 'loss' at this step, if it was evaluated.
+          metrics: of this step, if it was evaluated.
         """
         self._manager.save(
             step,
@@ -104,7 +107,7 @@ class Checkpoints:
             metrics=metrics,
         )
         if metrics is not None and self.improved_by(metrics):
-            self._best_rank = _rank(metrics)
+            self._best_rank = self._rank(metrics)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Reads the state of a step.
@@ -179,7 +182,7 @@ def save_variables(
     Raises:
       ValueError: there are checkpoints already.
     """
-    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints = Checkpoints(directory / "checkpoints", CLASSIFICATION.rank)
     with contextlib.closing(checkpoints):
         if checkpoints.newest is not None:
             raise ValueError(f"{directory} holds checkpoints: choose another.")
@@ -203,7 +206,9 @@ def load_variables(
     """
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{directory} is no run: it has no checkpoints/.")
-    checkpoints = Checkpoints(directory / "checkpoints", read_only=True)
+    checkpoints = Checkpoints(
+        directory / "checkpoints", CLASSIFICATION.rank, read_only=True
+    )
     with contextlib.closing(checkpoints):
         step = checkpoints.newest
         if step is None:
@@ -213,7 +218,10 @@ def load_variables(
             state = checkpoints.restore(step, checkpoints.abstract_state(step))
             config = checkpoints.config(step)
             variables = state.get("ema") or state
-            variables = {c: variables[c] for c in ("params", "batch_stats")}
+            variables = {
+                "params": variables["params"],
+                "batch_stats": variables.get("batch_stats", {}),
+            }
         except (KeyError, AttributeError) as error:
             raise ValueError(
                 f"The checkpoint of step {step} in {directory} is damaged, or "
@@ -231,10 +239,6 @@ def _handlers():
     registry.add("config", ocp.args.JsonSave, config)
     registry.add("config", ocp.args.JsonRestore, config)
     return registry
-
-
-def _rank(metrics):
-    return (metrics["top1"], -metrics["loss"])
 
 
 def _shapes(tree):

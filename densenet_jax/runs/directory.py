@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.variants import create_model
 from densenet_jax.runs.config import upgrade
@@ -43,6 +45,32 @@ class Run:
     def split(self, name: str) -> list[Record]:
         """The records of 'train' or 'test', in the order of steps."""
         return [r for r in self.records if r["split"] == name]
+
+
+def prepare(workdir: Path) -> None:
+    """Creates a run's directory.
+
+    Raises:
+      OSError: it cannot be created, or not be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {workdir} ({error.strerror}): choose another "
+            "--workdir."
+        ) from None
+
+
+def write_description(
+    workdir: Path, config: Mapping[str, Any], network: str
+) -> None:
+    """Writes config.json, and network.json: the table of the net's stages."""
+    with replacing(workdir / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2))
+    with replacing(workdir / "network.json") as temporary:
+        temporary.write_text(network)
 
 
 def find_runs(directory: Path) -> list[Path]:
@@ -93,13 +121,14 @@ def progress(directory: Path) -> Record | None:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> values by dotted key."""
+    """Nested dicts -> values by dotted key; tuples become lists, as in JSON."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            listed = isinstance(value, tuple)
+            flat[prefix + key] = list(value) if listed else value
     return flat
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from densenet_jax import recipes
 from densenet_jax.choices import did_you_mean
 from densenet_jax.files import replacing
 from densenet_jax.runs import directory as runs
-from densenet_jax.tools import command
 from densenet_jax.training import experiment
 
 _TRAIN = Path(__file__).parents[2] / "train.py"
@@ -63,13 +63,13 @@ def expand(config: str, workdir: Path) -> dict[Trial, ConfigDict]:
             f"There is no {_TRAIN}: sweeps run in a checkout of the project."
         )
     path, _, _ = config.partition(":")
-    keys = _flat(command.parse_config([f"--config={config}"])).keys()
+    keys = _flat(recipes.parse_config([f"--config={config}"])).keys()
     trials, names = {}, set()
     for settings in _settings(path):
         _check_settings(path, settings, keys)
         words = [f"--config={config}"]
         words += [f"--config.{key}={value}" for key, value in settings.items()]
-        parsed = command.parse_config(words)
+        parsed = recipes.parse_config(words)
         # A setting has one name, however the sweep writes it.
         values = {key: _flat(parsed)[key] for key in settings}
         name = runs.label(values, keys, ",").replace("/", "-") or "base"

@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging
 
 from densenet_jax.data.preprocessing import Preprocessing
 
@@ -47,48 +46,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a recipe; --config.KEY=VALUE changes it",
     )
-
-
-def split_overrides(argv: list[str] | None) -> tuple[list[str], list[str]]:
-    """--config.KEY=VALUE and the other words of the command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    overrides = [word for word in argv if word.startswith("--config.")]
-    return overrides, [word for word in argv if word not in overrides]
-
-
-def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """`parse_config`, for words that a user wrote.
-
-    Raises:
-      ValueError: no such file or key, or a value of another type.
-    """
-    # First as it is: what is wrong in the file is not the overrides' fault.
-    parse_config([f"--config={path}"])
-    try:
-        return parse_config([f"--config={path}", *overrides])
-    except (AttributeError, KeyError) as error:
-        # An unknown key, or one of its parts.
-        cause = error if isinstance(error, KeyError) else error.args[0]
-        raise ValueError(f"{path} has no key {cause.args[0]}") from None
-
-
-def parse_config(words: Sequence[str]) -> ConfigDict:
-    """The config that train.py makes of --config and --config.KEY=VALUE.
-
-    Raises:
-      ValueError: no such file, or a value of another type.
-      AttributeError, KeyError: no such key.
-    """
-    words = ["train.py", *words]
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=words
-    )
-    try:
-        values(words)
-    except flags.Error as error:
-        raise ValueError(str(error)) from None
-    return config.value
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -49,6 +49,11 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
+    if target.suffix and model.activation != "relu":
+        raise ValueError(
+            f"The net has activation={model.activation!r}, which files with "
+            "torchvision's names cannot say: give a directory."
+        )
     if arguments.verify:
         _verify(source, model, variables)
 

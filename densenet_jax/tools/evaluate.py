@@ -13,6 +13,7 @@ import jax
 
 from densenet_jax.data.sources import open_source
 from densenet_jax.models.ops import compiler_options
+from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.tools import command
 from densenet_jax.training import evaluation, sharding, steps
 from densenet_jax.weights.load import load_weights
@@ -58,6 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         variables,
         source.examples,
         preprocessing.evaluate,
+        task=CLASSIFICATION,
         batch_size=arguments.batch_size,
         sharding=sharding.over_data(mesh),
     )

@@ -18,6 +18,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
+from densenet_jax import recipes
 from densenet_jax.data import pipeline
 from densenet_jax.files import replacing
 from densenet_jax.tools import command
@@ -83,7 +84,7 @@ def draw(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Writes the first images of the first batch to a PNG."""
     if arguments.count < 1:
         raise ValueError(f"--count is {arguments.count}: must be positive.")
-    config = command.read_config(arguments.config, overrides)
+    config = recipes.read_config(arguments.config, overrides)
     batch, names = _batch(config, arguments.split == "test", arguments.count)
     count = min(arguments.count, len(batch["image"]))
     rows = -(-count // _COLUMNS)
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--count", type=int, default=32, help="how many images (32)"
     )
-    overrides, words = command.split_overrides(argv)
+    overrides, words = recipes.split_overrides(argv)
     return command.run(
         parser, functools.partial(draw, overrides=overrides), words
     )

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from densenet_jax.data import pipeline
 from densenet_jax.data.sources import Examples
-from densenet_jax.training import metrics
+from densenet_jax.tasks.classification import Classification
+from densenet_jax.tasks.sums import merge
 
 
 def evaluate(
@@ -20,6 +21,7 @@ def evaluate(
     examples: Examples,
     transform: Callable[[np.ndarray], np.ndarray],
     *,
+    task: Classification,
     batch_size: int,
     sharding: jax.sharding.Sharding,
     num_workers: int = 0,
@@ -32,6 +34,7 @@ def evaluate(
       variables: of the model, on the devices.
       examples: the test split.
       transform: decodes and crops one image.
+      task: what was learned.
       batch_size: over all hosts.
       sharding: of a batch.
       num_workers: processes that load; 0 loads in threads of this process.
@@ -39,7 +42,7 @@ def evaluate(
         read.
 
     Returns:
-      'loss' in nats, 'top1' and 'top5' in [0, 1].
+      The task's means, as 'loss'.
 
     Raises:
       BadRecordError: an example cannot be read.
@@ -67,7 +70,7 @@ def evaluate(
     ):
         for batch in batches:
             batch = pipeline.to_devices(batch, sharding)
-            total = metrics.add(total, eval_step(variables, batch))
+            total = merge(total, eval_step(variables, batch))
             progress.update(min(batch_size, count - progress.n))
     total = jax.device_get(total)
     if total["count"] != count:
@@ -75,4 +78,4 @@ def evaluate(
         if on_error == "raise":
             raise AssertionError(message)
         tqdm.write(message, file=sys.stderr)
-    return metrics.means(total)
+    return task.means(total)

@@ -18,6 +18,7 @@ from densenet_jax.data.sources import Source, open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.ops import compiler_options
 from densenet_jax.models.variants import create_model, list_models
+from densenet_jax.tasks.classification import Classification
 from densenet_jax.training import sharding, steps
 from densenet_jax.training.optimizer import make_optimizer, make_schedule
 from densenet_jax.training.state import TrainState, init_state
@@ -55,19 +56,21 @@ class Experiment:
 
     Attributes:
       model: the network.
+      task: what it learns.
       train_source, test_source: the data.
       preprocessing: of the data.
       schedule: learning rate at each step.
       total_steps: length of the run.
       steps_per_epoch: a fraction: epochs end within batches.
       batch: the global batch's shapes and shardings.
-      state: the state's shapes and shardings.
-      init: makes the first state, in place on its devices, random or from
+      abstract_state: the state's shapes and shardings.
+      init: creates the initial state with its sharding, random or from given
         variables.
       train_step, eval_step: jitted; see `training.steps`.
     """
 
     model: DenseNet
+    task: Classification
     train_source: Source
     test_source: Source
     preprocessing: Preprocessing
@@ -75,7 +78,7 @@ class Experiment:
     total_steps: int
     steps_per_epoch: Fraction
     batch: dict[str, jax.ShapeDtypeStruct]
-    state: TrainState
+    abstract_state: TrainState
     init: Callable[..., TrainState]
     train_step: Callable[..., Any]
     eval_step: Callable[..., Any]
@@ -107,6 +110,66 @@ def build(
     model = _make_model(config.model, train_source)
 
     steps_per_epoch = Fraction(len(train_source.examples), config.batch_size)
+    total_steps, schedule, optimizer = _make_optimization(
+        config, steps_per_epoch
+    )
+    task = Classification(label_smoothing=config.label_smoothing)
+    replicated, sharded = sharding.replicated(mesh), sharding.over_data(mesh)
+    init = functools.partial(
+        init_state,
+        model,
+        optimizer,
+        image_shape,
+        seed=config.seed,
+        use_ema=config.ema_decay is not None,
+    )
+    abstract_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        jax.eval_shape(init),
+    )
+    train_step = functools.partial(
+        steps.train_step,
+        model=model,
+        optimizer=optimizer,
+        seed=config.seed,
+        task=task,
+        augment=preprocessing.augment,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+        freeze_backbone=config.optimizer.backbone_lr_scale == 0,
+    )
+    eval_step = functools.partial(
+        steps.eval_step,
+        model=model,
+        task=task,
+        normalize=preprocessing.normalize,
+    )
+    jit = functools.partial(
+        jax.jit,
+        out_shardings=replicated,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+    )
+    return Experiment(
+        model=model,
+        task=task,
+        train_source=train_source,
+        test_source=test_source,
+        preprocessing=preprocessing,
+        schedule=schedule,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch=task.abstract_batch(config.batch_size, image_shape, sharded),
+        abstract_state=abstract_state,
+        init=jax.jit(init, out_shardings=replicated),
+        train_step=jit(train_step, donate_argnums=0),
+        eval_step=jit(eval_step),
+    )
+
+
+def _make_optimization(
+    config: ConfigDict, steps_per_epoch: Fraction
+) -> tuple[int, optax.Schedule, optax.GradientTransformation]:
+    """The length of the run in steps, the learning rate, and the optimizer."""
     total_steps = round(config.epochs * steps_per_epoch)
     if total_steps < 1:
         raise ValueError(
@@ -127,69 +190,12 @@ def build(
         warmup_steps=round(warmup_epochs * steps_per_epoch),
     )
     optimizer = make_optimizer(schedule=schedule, **optimizer_options)
-    freeze_backbone = config.optimizer.backbone_lr_scale == 0
-    if freeze_backbone and not config.pretrained:
+    if config.optimizer.backbone_lr_scale == 0 and not config.pretrained:
         raise ValueError(
             "optimizer.backbone_lr_scale is 0, which freezes random weights: "
             "set config.pretrained too."
         )
-
-    everywhere, split = sharding.replicated(mesh), sharding.over_data(mesh)
-    init = functools.partial(
-        init_state,
-        model,
-        optimizer,
-        image_shape,
-        seed=config.seed,
-        use_ema=config.ema_decay is not None,
-    )
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(init),
-    )
-    struct = functools.partial(jax.ShapeDtypeStruct, sharding=split)
-    options = compiler_options(mesh.devices.flat[0].platform)
-    train_step = functools.partial(
-        steps.train_step,
-        model=model,
-        optimizer=optimizer,
-        seed=config.seed,
-        augment=preprocessing.augment,
-        label_smoothing=config.label_smoothing,
-        accumulate=config.accumulate,
-        ema_decay=config.ema_decay,
-        freeze_backbone=freeze_backbone,
-    )
-    return Experiment(
-        model=model,
-        train_source=train_source,
-        test_source=test_source,
-        preprocessing=preprocessing,
-        schedule=schedule,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        batch={
-            "image": struct((config.batch_size, *image_shape), jnp.uint8),
-            "label": struct((config.batch_size,), jnp.int32),
-        },
-        state=state,
-        init=jax.jit(init, out_shardings=everywhere),
-        train_step=jax.jit(
-            train_step,
-            donate_argnums=0,
-            out_shardings=(everywhere, everywhere),
-            compiler_options=options,
-        ),
-        eval_step=jax.jit(
-            functools.partial(
-                steps.eval_step,
-                model=model,
-                normalize=preprocessing.normalize,
-            ),
-            out_shardings=everywhere,
-            compiler_options=options,
-        ),
-    )
+    return total_steps, schedule, optimizer
 
 
 def open_sources(config: ConfigDict) -> tuple[Source, Source]:

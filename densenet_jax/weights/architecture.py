@@ -1,6 +1,7 @@
 """A DenseNet's attributes from the shapes of its tensors, and back."""
 
 import collections
+import contextlib
 import re
 from collections.abc import Mapping
 
@@ -8,14 +9,15 @@ import numpy as np
 
 from densenet_jax.models import geometry
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.models.geometry import Shape, compressed
+from densenet_jax.models.geometry import Shape, compressed, tensor_shapes
 
 
 def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
     """The attributes of the `DenseNet` that has tensors of these shapes.
 
-    Where tensors disagree the majority counts, so that one wrong shape shows
-    as that when the result's own shapes are compared with these.
+    Growth rates may differ between layers if that explains all tensors. Where
+    tensors disagree otherwise the majority counts, so that one wrong shape
+    shows as that when the result's own shapes are compared with these.
 
     Args:
       shapes: path in our parameter tree, leaf included -> shape in our layout.
@@ -44,35 +46,73 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
         for block, num_layers in enumerate(block_layers, 1)
         for layer in range(1, num_layers + 1)
     ]
-    growth_rate = _size(shapes, [(f"{p}/{last}/kernel", -1) for p in layers])
-    width = (
-        _size(shapes, [(f"{p}/conv1/kernel", -1) for p in layers])
-        if bottleneck
-        else 0
+    new = [(f"{path}/{last}/kernel", -1) for path in layers]
+    reduced = [(f"{path}/conv1/kernel", -1) for path in layers]
+    norms_stem = any(path.startswith("norm0/") for path in shapes)
+
+    def attributes(growth_rate, width):
+        return {
+            "stem": stems[stem[:2]],
+            "stem_norm": norms_stem,
+            **_widths(shapes, block_layers, growth_rate, width),
+            "num_classes": _size(
+                shapes,
+                [("classifier/kernel", -1), ("classifier/bias", 0)],
+                default=DenseNet.num_classes,
+            ),
+        }
+
+    rates = [_size(shapes, [place], default=0) for place in new]
+    if len(set(rates)) > 1 and all(rates):
+        growth_rates = _by_block(rates, block_layers)
+        first_width = _size(shapes, reduced[:1]) if bottleneck else 0
+        with contextlib.suppress(ValueError):  # the majority's says more
+            exact = attributes(growth_rates, first_width)
+            if _explains(exact, shapes):
+                return exact
+    width = _size(shapes, reduced) if bottleneck else 0
+    return attributes(_size(shapes, new), width)
+
+
+def _by_block(rates, block_layers) -> tuple[int, ...]:
+    """One growth rate a block where its layers agree; else one a layer."""
+    split = geometry.growth_rates(block_layers, tuple(rates))
+    if all(len(set(block)) == 1 for block in split):
+        return tuple(block[0] for block in split)
+    return tuple(rates)
+
+
+def _explains(attributes, shapes) -> bool:
+    """Whether the net has exactly these shapes; a classifier may be missing."""
+    model = DenseNet(**attributes)
+    expected = tensor_shapes(model, shapes["conv0/kernel"][2])
+    return all(
+        shapes.get(path) == shape
+        for path, shape in expected.items()
+        if path in shapes or not path.startswith("classifier/")
     )
-    if width % growth_rate:
+
+
+def _widths(shapes, block_layers, growth_rate, width) -> dict:
+    """What the numbers of channels tell, given the growth rate.
+
+    Args:
+      width: channels of the first layer's bottleneck; 0 without.
+    """
+    rates = geometry.growth_rates(block_layers, growth_rate)
+    first = rates[0][0]
+    if width % first:
         raise ValueError(
             f"The 1x1 convolutions make {width} channels, which is no "
-            f"multiple of the growth rate {growth_rate}."
+            f"multiple of the growth rate {first}."
         )
     stem_features = _entry_width(shapes, 1, "conv0/kernel")
     return {
         "block_layers": block_layers,
         "growth_rate": growth_rate,
-        "compression": _compression(
-            shapes, block_layers, growth_rate, stem_features
-        ),
-        "bottleneck_width": width // growth_rate,
-        "stem": stems[stem[:2]],
-        "stem_norm": any(path.startswith("norm0/") for path in shapes),
-        "stem_features": (
-            None if stem_features == 2 * growth_rate else stem_features
-        ),
-        "num_classes": _size(
-            shapes,
-            [("classifier/kernel", -1), ("classifier/bias", 0)],
-            default=DenseNet.num_classes,
-        ),
+        "compression": _compression(shapes, rates, stem_features),
+        "bottleneck_width": width // first,
+        "stem_features": None if stem_features == 2 * first else stem_features,
     }
 
 
@@ -139,11 +179,11 @@ def _entry_width(shapes, block: int, source: str) -> int:
     )
 
 
-def _compression(shapes, block_layers, growth_rate, channels) -> float:
+def _compression(shapes, rates, channels) -> float:
     """The theta that gives every transition's width, the simplest first."""
     widths = []
-    for block, num_layers in enumerate(block_layers[:-1], 1):
-        channels += num_layers * growth_rate
+    for block, block_rates in enumerate(rates[:-1], 1):
+        channels += sum(block_rates)
         after = _entry_width(
             shapes, block + 1, f"transition{block}/conv/kernel"
         )

@@ -50,7 +50,11 @@ def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
     shapes = {path: value.shape for path, value in _flatten(variables).items()}
     model = DenseNet(**infer_architecture(shapes))
     if shapes != tensor_shapes(model, shapes["conv0/kernel"][2]):
-        raise ValueError("The variables are not exactly those of a DenseNet.")
+        raise ValueError(
+            "The variables are not exactly those of a DenseNet with batch "
+            "normalisation and the paper's layers: torchvision has no names "
+            "for others."
+        )
     leaves = {
         "kernel": "weight",
         "scale": "weight",

@@ -75,6 +75,7 @@ LAYOUTS = (
         {
             r"(?P<path>conv0|norm0|norm5|classifier"
             r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
+            r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
             r"|transition\d+/(?:norm|conv))": "{path}"
         },
     ),

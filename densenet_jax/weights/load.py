@@ -286,6 +286,8 @@ def describe(model: DenseNet) -> str:
         "stem_norm",
         "stem_features",
         "num_classes",
+        "norm",
         "norm_epsilon",
+        "activation",
     )
     return ", ".join(f"{name}={getattr(model, name)}" for name in names)

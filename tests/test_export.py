@@ -1,0 +1,102 @@
+"""Nets of this project's own choices, to files and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densenet_jax import load_pretrained, save_torch
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.geometry import tensor_shapes
+from densenet_jax.runs.checkpoints import save_variables
+from densenet_jax.tools import convert
+from densenet_jax.weights.architecture import infer_architecture
+from tests.random_variables import random_variables
+
+NET = dict(block_layers=(2, 3), stem="cifar", stem_norm=False, num_classes=3)
+
+
+@pytest.mark.parametrize("bottleneck_width", [0, 4])
+@pytest.mark.parametrize("growth_rate", [4, (4, 8), (8, 4, 6, 6, 2), (6, 6)])
+def test_growth_rates_are_read_off_the_tensors(
+    tmp_path, growth_rate, bottleneck_width
+):
+    model = DenseNet(
+        **NET, growth_rate=growth_rate, bottleneck_width=bottleneck_width
+    )
+    variables = random_variables(model)
+    save_torch(variables, tmp_path / "net.safetensors")
+
+    found, loaded = load_pretrained(tmp_path / "net.safetensors")
+
+    # Rates that agree are one number.
+    expected = 6 if growth_rate == (6, 6) else growth_rate
+    assert found.growth_rate == expected
+    assert found.bottleneck_width == bottleneck_width
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+@pytest.mark.parametrize("growth_rate", [4, (4, 8)])
+def test_one_wrong_shape_is_not_another_growth_rate(growth_rate):
+    model = DenseNet(**NET, growth_rate=growth_rate)
+    shapes = tensor_shapes(model, 3)
+    path = "denseblock2/denselayer2/conv2/kernel"
+    shapes[path] = (*shapes[path][:3], 7)
+
+    # The commonest number: the error then lists what differs from that net.
+    assert infer_architecture(shapes)["growth_rate"] == 4
+
+
+@pytest.mark.parametrize(
+    "options", [dict(norm="group"), dict(squeeze_excite=2)], ids=str
+)
+def test_nets_that_torchvision_has_no_names_for(tmp_path, options):
+    variables = random_variables(DenseNet(**NET, growth_rate=4, **options))
+    variables.setdefault("batch_stats", {})
+
+    with pytest.raises(ValueError, match="no names"):
+        save_torch(variables, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(growth_rate=(4, 8), activation="silu", norm_epsilon=1e-3),
+        dict(growth_rate=(4, 8, 4, 6, 2), norm="group", norm_groups=2),
+        dict(growth_rate=4, squeeze_excite=2, dropout_rate=0.1),
+    ],
+    ids=str,
+)
+def test_a_runs_config_says_what_tensors_do_not(tmp_path, options):
+    model = DenseNet(**NET, **options)
+    variables = random_variables(model)
+    section = {**NET, **options, "name": "densenet_bc_100_12"}
+    section |= {"dtype": "float32", "remat": "convs", "kernel_init": None}
+    save_variables(tmp_path / "run", variables, {"model": section})
+
+    found, loaded = load_pretrained(tmp_path / "run")
+
+    for name, value in {**NET, **options}.items():
+        assert getattr(found, name) == value
+    images = jnp.ones((2, 8, 8, 3))
+    np.testing.assert_array_equal(
+        jax.jit(found.apply)(loaded, images),
+        jax.jit(model.apply)(variables, images),
+    )
+
+
+def test_an_activation_is_not_lost_in_a_file(tmp_path, capsys):
+    model = DenseNet(**NET, growth_rate=4, activation="silu")
+    section = {**NET, "growth_rate": 4, "activation": "silu"}
+    save_variables(
+        tmp_path / "run", random_variables(model), {"model": section}
+    )
+
+    target = tmp_path / "net.safetensors"
+    assert convert.main([str(tmp_path / "run"), str(target)]) == 1
+
+    assert "activation='silu'" in capsys.readouterr().err
+    assert not target.exists()
+    assert convert.main([str(tmp_path / "run"), str(tmp_path / "copy")]) == 0
+    assert load_pretrained(tmp_path / "copy")[0].activation == "silu"
