@@ -1,10 +1,16 @@
 """Recipes on the command line: --config=FILE and --config.KEY=VALUE."""
 
+import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.variants import create_model
+from densenet_jax.runs.config import model_attributes
 
 
 def split_overrides(argv: list[str] | None) -> tuple[list[str], list[str]]:
@@ -47,3 +53,26 @@ def parse_config(words: Sequence[str]) -> ConfigDict:
     except flags.Error as error:
         raise ValueError(str(error)) from None
     return config.value
+
+
+def change_model(
+    section: Mapping[str, Any], changes: Sequence[str]
+) -> DenseNet:
+    """The net of a config's model section, changed by --model.KEY=VALUE.
+
+    Raises:
+      ValueError: an unknown name or key, or a value out of range.
+    """
+    attributes = model_attributes(section)
+    for change in changes:
+        key, equals, value = change.removeprefix("--model.").partition("=")
+        if not equals:
+            raise ValueError(f"{change} is not --model.KEY=VALUE.")
+        try:
+            attributes[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            attributes[key] = value  # a word, as silu
+    try:
+        return create_model(attributes.pop("name"), **attributes)
+    except TypeError as error:
+        raise ValueError(f"{' '.join(changes)}: {error}") from None

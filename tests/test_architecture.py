@@ -28,12 +28,12 @@ ALLOWED = {
     "densenet_jax": [MODELS, WEIGHTS],
     CHOICES: [],
     FILES: [],
-    RECIPES: [],
+    RECIPES: [MODELS, f"{RUNS}.config"],
     MODELS: [CHOICES, MODELS],
     DATA: [CHOICES, DATA],
     TASKS: [CHOICES, TASKS, MODELS],
     RUNS: [*LEAVES, RUNS, TASKS, MODELS],
-    WEIGHTS: [*LEAVES, WEIGHTS, RUNS, MODELS],
+    WEIGHTS: [*LEAVES, WEIGHTS, RUNS, TASKS, MODELS],
     TRAINING: [*LEAVES, TRAINING, TASKS, MODELS, DATA],
     f"{TRAINING}.start": [
         *LEAVES,
@@ -139,3 +139,54 @@ def test_configs_import_only_ml_collections(module):
 )
 def test_an_import_upwards_is_found(module, source):
     assert _forbidden(module, source)
+
+
+# The longest that a file and a function may be: a reader holds no more.
+_FILE_LINES, _FUNCTION_LINES = 300, 60
+_LONG_FILES = {
+    "densenet_jax.weights.torch_pickle": "reads pickles safely, in one place",
+}
+
+
+def _long_functions(source):
+    """The functions whose body, without its docstring, is too long."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        if body:
+            lines = body[-1].end_lineno - body[0].lineno + 1
+            if lines > _FUNCTION_LINES:
+                found.append(f"{node.name}: {lines} lines")
+    return found
+
+
+OURS_IN_PACKAGE = [name for name in MODULES if _within(name, "densenet_jax")]
+
+
+@pytest.mark.parametrize("module", OURS_IN_PACKAGE)
+def test_files_and_functions_are_short(module):
+    source = MODULES[module].read_text()
+
+    if module not in _LONG_FILES:
+        assert len(source.splitlines()) <= _FILE_LINES
+    assert _long_functions(source) == []
+
+
+def test_the_definition_of_the_net_and_the_loop_are_shorter_still():
+    for module, most in [
+        ("densenet_jax.models.densenet", 260),
+        ("densenet_jax.training.loop", 250),
+    ]:
+        assert len(MODULES[module].read_text().splitlines()) <= most
+
+
+def test_a_long_function_is_found():
+    docstring = '    """Says.' + "\n" * 100 + '"""\n'
+    body = "    x = 1\n" * (_FUNCTION_LINES + 1)
+
+    assert _long_functions("def f():\n" + docstring + "    x = 1\n") == []
+    assert _long_functions("def f():\n" + docstring + body) == [
+        f"f: {_FUNCTION_LINES + 1} lines"
+    ]

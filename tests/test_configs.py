@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
+from densenet_jax.data.examples import Source
 from densenet_jax.data.preprocessing import Preprocessing
-from densenet_jax.data.sources import Source
 from densenet_jax.sweeps.trials import expand
 from densenet_jax.training import experiment
 

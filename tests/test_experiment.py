@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from densenet_jax.data.sources import Source
+from densenet_jax.data.examples import Source
 from densenet_jax.training import experiment, sharding
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densenet_jax.data.examples import NotPreparedError
 from densenet_jax.data.images import BadRecordError
-from densenet_jax.data.sources import NotPreparedError, open_source
+from densenet_jax.data.sources import open_source
 from tests.tiny_tfds import write_tiny_tfds
 
 

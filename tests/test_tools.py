@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from densenet_jax import create_model, load_pretrained, save_torch
-from densenet_jax.data.sources import Source, open_source
+from densenet_jax.data.examples import Source
+from densenet_jax.data.sources import open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs import checkpoints
 from densenet_jax.tools import evaluate

@@ -4,16 +4,20 @@ Golden values come from `tests/make_golden.py`, which runs torchvision itself on
 a narrow net; where torchvision is installed, its four variants run here too.
 """
 
+import functools
 import pathlib
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from densenet_jax import create_model
+from densenet_jax.models.densenet import REMAT_POLICIES
+from densenet_jax.training.optimizer import make_optimizer, make_schedule
+from densenet_jax.training.state import init_state
+from densenet_jax.training.steps import train_step
 from tests.torch_layout import to_variables
 
 GOLDEN = pathlib.Path(__file__).parent / "data/torchvision_densenet.npz"
@@ -101,54 +105,59 @@ def test_train_logits_and_running_statistics(net, variables, images, golden):
     _assert_close(batch_stats, updated, rtol=1e-5, atol=1e-6)
 
 
-def test_ten_training_steps(net, variables, images, golden):
-    """In float64: `tests/make_golden.py` says why."""
-    optimizer = optax.chain(
-        optax.add_decayed_weights(1e-4),
-        optax.sgd(0.1, momentum=0.9, nesterov=True),
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_twelve_training_steps(remat, net, variables, images, golden):
+    """Our step and optimizer, in float64 (`make_golden` says why)."""
+    schedule = make_schedule(
+        "step",
+        learning_rate=1 / 8,
+        total_steps=1000,
+        warmup_steps=0,
+        boundaries=(),
+        factor=1.0,
     )
-    net = net.copy(dtype=jnp.float64)
-
-    def loss_and_statistics(params, batch_stats, images, labels):
-        logits, batch_stats = _train_pass(net, params, batch_stats, images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return loss.mean(), batch_stats
-
-    @jax.jit
-    def step(params, batch_stats, opt_state, images, labels):
-        (loss, batch_stats), grads = jax.value_and_grad(
-            loss_and_statistics, has_aux=True
-        )(params, batch_stats, images, labels)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (
-            optax.apply_updates(params, updates),
-            batch_stats,
-            opt_state,
-            loss,
-        )
-
+    optimizer = make_optimizer(
+        "sgd",
+        schedule,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay_norms_and_biases=True,
+        clip_norm=None,
+    )
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
-        params, batch_stats = wide["params"], wide["batch_stats"]
-        images = images.astype(np.float64)
-        opt_state = optimizer.init(params)
-        losses = []
-        for i in range(10):
-            params, batch_stats, opt_state, loss = step(
-                params,
-                batch_stats,
-                opt_state,
-                images[i % 2],
-                golden["labels"][i % 2],
+        step = jax.jit(
+            functools.partial(
+                train_step,
+                model=net.copy(dtype=jnp.float64, remat=remat),
+                optimizer=optimizer,
+                seed=0,
             )
-            losses.append(loss)
+        )
+        state = init_state(
+            net,
+            optimizer,
+            images.shape[2:],
+            seed=0,
+            use_ema=False,
+            variables=jax.tree.map(lambda x: jnp.float64(x), variables),
+        )
+        losses = []
+        for i in range(12):
+            batch = {
+                "image": jnp.float64(images[i % 2]),
+                "label": jnp.int32(golden["labels"][i % 2]),
+            }
+            state, sums = step(state, batch)
+            losses.append(sums["loss"].item() / len(batch["label"]))
+        trained = jax.device_get(state.variables)
 
-    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-11)
-    # The file holds these in float32.
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-10)
     _assert_close(
-        {"params": params, "batch_stats": batch_stats},
+        trained,
         to_variables(_named("trained", golden)),
-        rtol=1e-7,
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from densenet_jax.data.examples import SKIP_HINT, Examples
 from densenet_jax.data.images import BadRecordError
-from densenet_jax.data.sources import SKIP_HINT, Examples
 
 Batch = dict[str, np.ndarray]
 

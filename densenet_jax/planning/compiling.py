@@ -12,7 +12,7 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from densenet_jax.data.sources import NotPreparedError, Source
+from densenet_jax.data.examples import NotPreparedError, Source
 from densenet_jax.planning import chips
 from densenet_jax.planning.compiled import read_program
 from densenet_jax.planning.plans import Compilation, Target

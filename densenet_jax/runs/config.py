@@ -4,6 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+# Of the model section: how a run computes.
+_COMPUTATION = ("dtype", "remat", "implementation")
+
 # (section, earlier key, key of today, earlier values -> values of today).
 _RENAMED = (
     (
@@ -34,3 +37,16 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
             value = options.pop(old)
             options[new] = values.get(value, value)
     return config
+
+
+def model_attributes(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of the net, and 'name', of a config's `model` section.
+
+    None is unset; what says how a run computes, not what its net is, is left
+    out; lists, as JSON has them, become tuples.
+    """
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in section.items()
+        if value is not None and key not in _COMPUTATION
+    }

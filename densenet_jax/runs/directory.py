@@ -11,7 +11,7 @@ from typing import Any
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.variants import create_model
-from densenet_jax.runs.config import upgrade
+from densenet_jax.runs.config import model_attributes, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
 
 # Written by sweeps: why a run failed, and the names of all trials.
@@ -64,13 +64,19 @@ def prepare(workdir: Path) -> None:
 
 
 def write_description(
-    workdir: Path, config: Mapping[str, Any], network: str
+    workdir: Path, config: Mapping[str, Any], network: Mapping[str, Any]
 ) -> None:
-    """Writes config.json, and network.json: the table of the net's stages."""
+    """Writes config.json, and network.json.
+
+    Args:
+      workdir: of the run.
+      config: JSON values.
+      network: 'image_shape', and the 'rows' and 'totals' of its stages.
+    """
     with replacing(workdir / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2))
     with replacing(workdir / "network.json") as temporary:
-        temporary.write_text(network)
+        temporary.write_text(json.dumps(network, indent=2))
 
 
 def find_runs(directory: Path) -> list[Path]:
@@ -83,6 +89,34 @@ def find_runs(directory: Path) -> list[Path]:
     return sorted(found)
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config of a run, with today's keys.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
+    return upgrade(_read_json(directory / "config.json"))
+
+
+def read_network(directory: Path) -> tuple[DenseNet, tuple[int, int, int]]:
+    """The network of a run, and the shape (height, width, channels) it reads.
+
+    Raises:
+      ValueError: it is not described, or not by this version.
+    """
+    attributes = model_attributes(read_config(directory)["model"])
+    network = _read_json(directory / "network.json")
+    if "image_shape" not in network:
+        raise ValueError(
+            f"{directory} was written by an earlier version, whose "
+            "network.json has no image_shape: start its command again, which "
+            "writes it anew."
+        )
+    attributes["num_classes"] = network["rows"][-1]["shape"][-1]
+    model = create_model(attributes.pop("name"), **attributes)
+    return model, tuple(network["image_shape"])
+
+
 def read_run(directory: Path) -> Run:
     """Reads a finished run.
 
@@ -92,15 +126,11 @@ def read_run(directory: Path) -> Run:
     failure = directory / FAILURE
     if failure.exists():
         raise ValueError(f"failed: {_read_json(failure)['reason']}")
-    config = upgrade(_read_json(directory / "config.json"))
+    config = read_config(directory)
     totals = _read_json(directory / "network.json")["totals"]
     records = read_metrics(directory / "metrics.jsonl")
     _require_end(records, config["epochs"])
-    attributes = {
-        key: value
-        for key, value in config["model"].items()
-        if value is not None and key != "dtype"
-    }
+    attributes = model_attributes(config["model"])
     return Run(
         directory=directory,
         config=flatten(config),

@@ -78,13 +78,15 @@ class RunLog:
         self._waited += time.perf_counter() - began
         self._bad_records = batches.bad_records
 
-    def add(self, step: int, sums: Mapping[str, Any]) -> None:
-        """Takes the sums of a step, which may still be on the devices.
+    def add(self, *step_and_sums: Any) -> None:
+        """Takes a step and its sums, which may be on the devices; or nothing.
 
         Raises:
           FloatingPointError: the loss or a norm is not finite.
         """
-        sums = jax.device_get(dict(sums))
+        if not step_and_sums:
+            return
+        step, sums = jax.device_get(step_and_sums)
         _require_finite(
             f"Step {step:,}",
             loss=sums["loss"] / sums["count"],

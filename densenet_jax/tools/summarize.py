@@ -1,23 +1,35 @@
-"""Prints the table of a network's layers, or compares networks.
+"""Prints the layers of a network, or compares several.
 
 python -m densenet_jax.tools.summarize densenet121
-python -m densenet_jax.tools.summarize densenet_bc_100_12 --format=markdown
-python -m densenet_jax.tools.summarize densenet121 densenet169 densenet201
+python -m densenet_jax.tools.summarize densenet121 --model.growth_rate=24
+python -m densenet_jax.tools.summarize densenet_bc_100_12 runs/digits
+python -m densenet_jax.tools.summarize --config=configs/cifar10.py:40_12
 
-Several names: parameters, multiply-adds and activation memory, one line each.
+A network is a name, the directory of a run, or a recipe's; --model.KEY=VALUE
+changes its attributes. For each layer: operation, output, parameters and
+multiply-adds (those of convolutions and the linear layer, as torchvision
+counts them). Several networks take a line each.
 """
 
 import argparse
+import functools
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from densenet_jax import create_model, list_models
+from densenet_jax import recipes
 from densenet_jax.analysis import summary
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.variants import list_models
+from densenet_jax.runs import directory
 from densenet_jax.tools import command
 
 _LAYERS = """{name}, one image of {shape}.
-7x7/2: a window of 7x7 with stride 2. Channels of a dense layer:
-all the feature maps so far. Parameters: its norms' too.
+
+The norm-ReLU before each convolution of a dense layer is counted in its line,
+those of the stem, of transitions and of the head have lines of their own. Norms
+and the linear layer have their biases counted; multiply-adds are those of
+convolutions and the linear layer, the transitions' at full size.
 """
 
 _COMPARISON = """All for one image. Activation memory: what a training step in
@@ -25,13 +37,28 @@ float32 keeps for its backward pass, with remat=none.
 """
 
 
-def summarize(arguments: argparse.Namespace) -> None:
+def summarize(
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    changes: Sequence[str],
+) -> None:
     """Prints the layers of one network, or a line for each of several."""
-    models = {name: create_model(name) for name in arguments.names}
-    shapes = {
-        name: _image_shape(model, arguments) for name, model in models.items()
+    found = {
+        name: _network(name, arguments, changes) for name in arguments.networks
     }
-    if len(arguments.names) > 1:
+    if arguments.config is not None:
+        section = recipes.read_config(arguments.config, overrides).model
+        model = recipes.change_model(section.to_dict(), changes)
+        shape = _image_shape(model, arguments)
+        found[arguments.config] = model, shape
+    if not found:
+        raise ValueError(
+            f"No network: give names ({', '.join(list_models())}), "
+            "directories of runs, or --config."
+        )
+    models = {name: model for name, (model, _) in found.items()}
+    shapes = {name: shape for name, (_, shape) in found.items()}
+    if len(models) > 1:
         heading = _COMPARISON
         compared = summary.compare(models, shapes)
         table = summary.format_comparison(compared, arguments.format)
@@ -45,34 +72,64 @@ def summarize(arguments: argparse.Namespace) -> None:
     print(table)
 
 
+def _network(
+    name: str, arguments: argparse.Namespace, changes: Sequence[str]
+) -> tuple[DenseNet, tuple[int, int, int]]:
+    """The network of a name or of a run, and the shape of its images."""
+    run = Path(name).expanduser()
+    if name in list_models() or not run.is_dir():
+        model = recipes.change_model({"name": name}, changes)
+        return model, _image_shape(model, arguments)
+    if changes:
+        raise ValueError(f"{run} is a run: --model.KEY changes names alone.")
+    model, (height, width, channels) = directory.read_network(run)
+    size = arguments.image_size
+    return model, (
+        size or height,
+        size or width,
+        arguments.channels or channels,
+    )
+
+
 def _image_shape(
     model: DenseNet, arguments: argparse.Namespace
 ) -> tuple[int, int, int]:
     size = arguments.image_size
     if size is None:
         size = 32 if model.stem == "cifar" else 224
-    return size, size, arguments.channels
+    return size, size, arguments.channels or 3
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("summarize", __doc__)
     parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="NAME",
-        help=f"of {', '.join(list_models())}",
+        "networks",
+        nargs="*",
+        metavar="NETWORK",
+        help=f"the directory of a run, or of {', '.join(list_models())}",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a recipe; --config.KEY=VALUE changes it",
     )
     parser.add_argument(
         "--image_size",
         type=int,
-        help="height and width; default: 224, or 32 for the CIFAR nets",
+        help="height and width; default: a run's, 224, or 32 for CIFAR nets",
     )
     parser.add_argument(
-        "--channels", type=int, default=3, help="of the images; default: 3"
+        "--channels", type=int, help="of the images; default: a run's, or 3"
     )
     parser.add_argument("--format", default="text", choices=summary.FORMATS)
-    return command.run(parser, summarize, argv)
+    overrides, words = recipes.split_overrides(argv)
+    changes = [word for word in words if word.startswith("--model.")]
+    return command.run(
+        parser,
+        functools.partial(summarize, overrides=overrides, changes=changes),
+        [word for word in words if word not in changes],
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from densenet_jax.data import pipeline
-from densenet_jax.data.sources import Examples
+from densenet_jax.data.examples import Examples
 from densenet_jax.tasks.classification import Classification
 from densenet_jax.tasks.sums import merge
 

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from densenet_jax.choices import check_choice
+from densenet_jax.data.examples import Source
 from densenet_jax.data.preprocessing import Preprocessing
-from densenet_jax.data.sources import Source, open_source
+from densenet_jax.data.sources import open_source
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.ops import compiler_options
 from densenet_jax.models.variants import create_model, list_models
@@ -123,10 +124,6 @@ def build(
         seed=config.seed,
         use_ema=config.ema_decay is not None,
     )
-    abstract_state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        jax.eval_shape(init),
-    )
     train_step = functools.partial(
         steps.train_step,
         model=model,
@@ -159,10 +156,18 @@ def build(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         batch=task.abstract_batch(config.batch_size, image_shape, sharded),
-        abstract_state=abstract_state,
+        abstract_state=_abstract(init, replicated),
         init=jax.jit(init, out_shardings=replicated),
         train_step=jit(train_step, donate_argnums=0),
         eval_step=jit(eval_step),
+    )
+
+
+def _abstract(init: Callable, sharding: jax.sharding.Sharding) -> Any:
+    """The shapes of what init returns, with a sharding."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(init),
     )
 
 

@@ -68,7 +68,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
         )
         cleanup.callback(log.close)
         if is_first_process():
-            network = summary.format_table(stages, "json")
+            network = json.loads(summary.format_table(stages, "json"))
+            network["image_shape"] = image_shape
             directory.write_description(workdir, json_config, network)
         return _loop(
             config, experiment, checkpoints, log, json_config, state, start
@@ -100,13 +101,13 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
 
 def _loop(config, experiment, checkpoints, log, json_config, state, start):
-    task, total = experiment.task, experiment.total_steps
+    total, sharding = experiment.total_steps, _sharding(experiment)
     with contextlib.ExitStack() as cleanup:
         train_step = _compile(experiment) if start < total else None
         batches = _train_batches(config, experiment, start)
         cleanup.callback(batches.close)
         progress = cleanup.enter_context(_progress(config, start, total))
-        result = previous = None
+        result, previous = None, ()
         log.restart_clock()
         # The order of a turn is a contract. A batch is taken after the save, so
         # the saved step is the position in the data, and a run that continues
@@ -124,8 +125,8 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                 or _due(step, config.checkpoint.every_epochs, experiment)
             )
             if evaluating or saving:
-                _add(log, previous)
-                previous = None
+                log.add(*previous)
+                previous = ()
                 log.flush(step)
             # 1. Evaluate if due.
             if evaluating:
@@ -134,7 +135,7 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
                     log.evaluation(step, result)
                     _tell(experiment, step, result)
                     saving = saving or checkpoints.improved_by(result)
-                progress.set_postfix(test=task.headline(result))
+                progress.set_postfix(test=experiment.task.headline(result))
             # 2. Save if due.
             if saving:
                 metrics = result if evaluating else None
@@ -146,13 +147,11 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             # 3. Take a batch, while the step before is still being computed.
             with log.waiting(batches):
                 batch = next(batches)
-            batch = pipeline.to_devices(
-                batch, experiment.batch["image"].sharding
-            )
+            batch = pipeline.to_devices(batch, sharding)
             # 4. Step.
             state, sums = train_step(state, batch)
             # 5. Look at the metrics of the step before.
-            _add(log, previous)
+            log.add(*previous)
             previous = step + 1, sums
             if step % config.log_every_steps == 0:
                 log.flush(step)
@@ -160,12 +159,17 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
     checkpoints.wait()
     if preempted and not last:
         raise SystemExit(f"Preempted: saved step {step}. Start again to go on.")
+    _say_finished(experiment, checkpoints, result)
+    return result
+
+
+def _say_finished(experiment, checkpoints, result):
     best = checkpoints.best
     say(
-        f"Finished {total:,} steps: {_describe(experiment, result)}"
+        f"Finished {experiment.total_steps:,} steps: "
+        + _describe(experiment, result)
         + (f"; best checkpoint: step {best:,}." if best else ".")
     )
-    return result
 
 
 def _train_batches(config, experiment, start):
@@ -191,11 +195,6 @@ def _progress(config, start, total):
         total=total * config.batch_size,
         disable=None if is_first_process() else True,
     )
-
-
-def _add(log: RunLog, indexed_sums: tuple[int, Any] | None) -> None:
-    if indexed_sums is not None:
-        log.add(*indexed_sums)
 
 
 def _tell(experiment, step, result):
@@ -227,10 +226,14 @@ def _evaluate(experiment, config, state):
         experiment.preprocessing.evaluate,
         task=experiment.task,
         batch_size=config.batch_size,
-        sharding=experiment.batch["image"].sharding,
+        sharding=_sharding(experiment),
         num_workers=config.dataset.num_workers,
         on_error=config.dataset.on_error,
     )
+
+
+def _sharding(experiment):
+    return experiment.batch["image"].sharding
 
 
 def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:

@@ -14,6 +14,7 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.models.variants import create_model
+from densenet_jax.runs.config import model_attributes
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
@@ -176,12 +177,7 @@ def _model(shapes, stated, norm_epsilon) -> DenseNet:
     """
     if stated is None:
         return DenseNet(**infer_architecture(shapes), norm_epsilon=norm_epsilon)
-    attributes = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in stated.items()
-        # The last two say how a run computed, not what its net is.
-        if value is not None and name not in ("dtype", "remat")
-    }
+    attributes = model_attributes(stated)
     head = shapes.get("classifier/kernel")
     if head:
         attributes["num_classes"] = head[-1]
