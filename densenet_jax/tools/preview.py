@@ -53,7 +53,7 @@ def _batch(config, is_test, count):
     if is_test:
         batch = {**batch, "image": preprocessing.normalize(batch["image"])}
     else:
-        _, key = steps.random_keys(config.seed, step=0, part=0)
+        _, key = steps.random_keys(config.seed, step=0, microbatch=0)
         batch = preprocessing.augment(key, batch)
     batch = jax.device_get(batch)
     # Of ten crops the fifth is the centre.
@@ -74,9 +74,9 @@ def _shorten(name):
 
 def _title(batch, names, index):
     title = names[batch["label"][index]]
-    if "share" not in batch:
+    if "lam" not in batch:
         return title
-    share, other = batch["share"][index], names[batch["other_label"][index]]
+    share, other = batch["lam"][index], names[batch["other_label"][index]]
     return f"{title} {share:.0%}\n{other} {1 - share:.0%}"
 
 
