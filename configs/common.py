@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.epochs = 90.0
-    config.batch_size = 256  # over all devices and accumulated parts
-    config.accumulate = 1  # parts of a batch that pass one after another
+    config.batch_size = 256  # over all devices and microbatches
+    config.accumulate = 1  # microbatches, run in sequence to save memory
     config.label_smoothing = 0.0
     # Weights to start from, a file that load_pretrained reads or a run's
     # directory, for the model below; see optimizer.backbone_lr_scale.

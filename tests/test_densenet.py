@@ -247,21 +247,41 @@ def tiny_variables(images):
     return random_variables(DenseNet(**TINY), images)
 
 
-def test_dropout_is_random_in_training_alone(tiny_variables, images):
+@pytest.mark.parametrize("bottleneck_width", [0, 4])
+def test_dropout_is_random_in_training_alone(images, bottleneck_width):
+    # One block: no transition, whose dropout is another.
+    options = {**TINY, "block_layers": (2,)}
+    options["bottleneck_width"] = bottleneck_width
+    variables = random_variables(DenseNet(**options), images)
+
     def logits(seed):
-        loss = loss_of(DenseNet(**TINY), images, fast_key(seed))
-        return jax.jit(loss)(
-            tiny_variables["params"], tiny_variables["batch_stats"]
-        )[1][0]
+        loss = loss_of(DenseNet(**options), images, fast_key(seed))
+        return jax.jit(loss)(variables["params"], variables["batch_stats"])[1][
+            0
+        ]
 
     assert not np.allclose(logits(0), logits(1), rtol=1e-2)
     np.testing.assert_array_equal(logits(0), logits(0))
     # Evaluation draws nothing, and scales nothing.
-    plain = DenseNet(**{**TINY, "dropout_rate": 0.0})
+    plain = DenseNet(**{**options, "dropout_rate": 0.0})
     np.testing.assert_array_equal(
-        jax.jit(DenseNet(**TINY).apply)(tiny_variables, images),
-        jax.jit(plain.apply)(tiny_variables, images),
+        jax.jit(DenseNet(**options).apply)(variables, images),
+        jax.jit(plain.apply)(variables, images),
     )
+
+
+def test_the_head_averages_in_float32(tiny_variables, images):
+    model = DenseNet(**TINY, dtype=jnp.bfloat16)
+    classifier = tiny_variables["params"]["classifier"]
+    channels = classifier["kernel"].shape[0]
+    x = np.random.default_rng(0).standard_normal((2, 5, 5, channels)) + 1
+    x = jnp.array(x, jnp.bfloat16)
+
+    found = model.apply(tiny_variables, x, method="head")
+
+    mean = np.asarray(x, np.float64).mean((1, 2))
+    expected = mean @ classifier["kernel"] + classifier["bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_computes_narrow_and_keeps_wide(tiny_variables, images):

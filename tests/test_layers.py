@@ -205,6 +205,25 @@ def test_norm_and_conv_compute_in_dtype_and_store_float32():
     }
 
 
+def test_a_narrow_norm_rounds_once(norm_variables):
+    """It multiplies and adds in float32, and rounds the result to bfloat16."""
+    x = jnp.array(normal(8, 16, 16, 3), jnp.bfloat16)
+
+    found = BatchNorm(dtype=jnp.bfloat16).apply(
+        norm_variables, measured(x, train=False), train=False
+    )
+
+    params, running = norm_variables["params"], norm_variables["batch_stats"]
+    expected = (np.asarray(x, np.float64) - running["mean"]) / np.sqrt(
+        running["var"] + 1e-5
+    )
+    expected = jnp.array(
+        expected * params["scale"] + params["bias"], jnp.bfloat16
+    )
+    # Only where the exact result lies between two bfloat16 numbers.
+    assert np.mean(np.asarray(found != expected)) < 0.01
+
+
 def test_moments_are_computed_in_float32():
     x = jnp.array(normal(8, 16, 16, 3) + 1, jnp.bfloat16)
 

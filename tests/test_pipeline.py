@@ -230,7 +230,7 @@ def test_skipping_is_the_same_with_workers():
 
 
 def test_nothing_readable_is_an_error():
-    with pytest.raises(BadRecordError, match="100 records in turn cannot be"):
+    with pytest.raises(BadRecordError, match="100 consecutive records cannot"):
         _take_sick(set(range(10)), on_error="skip")
 
 

@@ -23,7 +23,7 @@ from densenet_jax.data.images import BadRecordError
 
 Batch = dict[str, np.ndarray]
 
-# In turn, before the data are taken to be bad altogether.
+# Consecutive unreadable records before giving up.
 _TRIES = 100
 
 
@@ -170,7 +170,8 @@ def _read(examples, index, rng, transform, on_error):
             label = np.int32(example["label"])
             return image, label, np.str_("\n".join(bad_records))
     raise BadRecordError(
-        f"{_TRIES} records in turn cannot be read. The last: {bad_records[-1]}"
+        f"{_TRIES} consecutive records cannot be read. The last: "
+        f"{bad_records[-1]}"
     )
 
 

@@ -30,8 +30,8 @@ class Preprocessing:
       color_jitter: how far brightness, contrast and saturation go (0.4 in the
         authors' ImageNet code).
       lighting: standard deviation of the PCA noise (0.1 there).
-      shift: pad training images with so many zeros, after normalising, and
-        crop at random (4 on CIFAR).
+      shift: zeros to pad each side of training images with, after normalising,
+        before they are cropped back at random (4 on CIFAR).
       random_erasing: the share of training images of which a rectangle is
         set to zero, after normalising.
       mixup, cutmix: the alphas of their Beta(alpha, alpha); where both are

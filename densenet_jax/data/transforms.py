@@ -15,7 +15,7 @@ from densenet_jax.data.images import ImageFile
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors left and right with probability one half."""
     if rng.random() < 0.5:
-        # A copy: reading an array backwards is slower by far.
+        # A copy: reading an array backwards is much slower.
         image = cv2.flip(image, 1).reshape(image.shape)
     return image
 

@@ -26,7 +26,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _ARRAY = re.compile(r"([a-z]+(\d*)\w*)\[([\d,]*)\]")
 
-# What JAX puts into the name of an operation beside the modules around it.
+# What JAX puts into the name of an operation besides the modules around it.
 _NOT_A_MODULE = re.compile(
     r"|.*[(.].*|[A-Z].*|cond|while|body|branch_\d+_fun|closed_call"
     r"|custom_[jv][vj]p_call.*"

@@ -110,7 +110,7 @@ def read_network(directory: Path) -> tuple[DenseNet, tuple[int, int, int]]:
         raise ValueError(
             f"{directory} was written by an earlier version, whose "
             "network.json has no image_shape: start its command again, which "
-            "writes it anew."
+            "rewrites it."
         )
     attributes["num_classes"] = network["rows"][-1]["shape"][-1]
     model = create_model(attributes.pop("name"), **attributes)
