@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densenet_jax.data import batch_transforms, rand_augment, transforms
 from densenet_jax.data.images import ImageFile
 from densenet_jax.data.preprocessing import Preprocessing
 from tests import make_golden_images
@@ -35,6 +36,51 @@ def test_sizes_and_bytes():
     for got in preprocessing.train(image, rng), preprocessing.evaluate(image):
         assert got.shape == (24, 24, 3)
         assert got.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("options", "transform"),
+    [
+        (
+            {"random_resized_crop": True},
+            lambda image, rng: transforms.random_resized_crop(image, rng, 24),
+        ),
+        ({"flip": True}, transforms.random_flip),
+        (
+            {"rand_augment": (2, 9)},
+            lambda image, rng: rand_augment.rand_augment(image, rng, 2, 9),
+        ),
+    ],
+    ids=["random_resized_crop", "flip", "rand_augment"],
+)
+def test_each_augmentation_of_an_image_is_applied(options, transform):
+    image = _image(24, 24)
+    preprocessing = Preprocessing(**PLAIN, image_size=24, **options)
+    changed = 0
+    for seed in range(8):
+        got = preprocessing.train(image, np.random.default_rng(seed))
+        expected = transform(image, np.random.default_rng(seed))
+        np.testing.assert_array_equal(got, expected)
+        changed += not np.array_equal(got, image)
+    assert changed >= 2
+
+
+def test_augmentations_of_an_image_follow_one_another():
+    """Crop, then flip, then RandAugment, with the draws of one generator."""
+    preprocessing = Preprocessing(
+        **PLAIN,
+        image_size=24,
+        random_resized_crop=True,
+        flip=True,
+        rand_augment=(2, 9),
+    )
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        expected = transforms.random_resized_crop(_image(40, 60), rng, 24)
+        expected = transforms.random_flip(expected, rng)
+        expected = rand_augment.rand_augment(expected, rng, 2, 9)
+        got = preprocessing.train(_image(40, 60), np.random.default_rng(seed))
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_evaluation_is_torchvisions():
@@ -104,13 +150,20 @@ def test_order_of_the_authors_on_imagenet():
     plain = np.asarray(_augment(images, **options)["image"])
     mean, std = np.float32([120, 110, 100]), np.float32([60, 50, 40])
     got = _augment(images, **options, mean=tuple(mean), std=tuple(std))["image"]
-    assert not np.allclose(plain, images.astype(np.float32), atol=1)
     np.testing.assert_allclose(got, (plain - mean) / std, atol=1e-5)
+    # Neither alone is both: jitter comes first, then lighting.
+    keys = jax.random.split(jax.random.key(0), 6)
+    expected = batch_transforms.color_jitter(keys[0], jnp.float32(images), 0.4)
+    assert np.abs(expected - jnp.float32(images)).max() > 5
+    with_light = batch_transforms.lighting(keys[1], expected, 0.1)
+    assert np.abs(with_light - expected).max() > 1
+    np.testing.assert_allclose(plain, with_light, atol=1e-3)
 
 
 def test_one_switched_on_leaves_the_draws_of_others():
     images = np.stack([_image(8, 8)] * 4)
     jitter = _augment(images, color_jitter=0.4)["image"]
+    assert not np.allclose(jitter, images, atol=5)
     both = _augment(images, color_jitter=0.4, random_erasing=1.0)["image"]
     kept = both != 0
     assert 0.5 < kept.mean() < 1

@@ -50,6 +50,22 @@ def test_random_resized_crop_covers_the_stated_areas_and_ratios():
     assert 1.25 < max(ratios) < 1.42
 
 
+@pytest.mark.parametrize(("height", "width"), [(300, 10), (10, 300)])
+def test_a_crop_that_never_fits_is_the_central_one(height, width):
+    """torchvision's fallback: the largest within the ratios, in the centre."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = np.stack([rows * 255 // height, columns * 255 // width] * 2, -1)
+    image = image[..., :3].astype(np.uint8)
+
+    got = transforms.random_resized_crop(image, np.random.default_rng(0), 16)
+
+    # A centred crop of 10 x 13 pixels (ratio 3/4 or 4/3) of 300.
+    long = 0 if height > width else 1
+    assert abs(got[..., long].mean() - 127) < 3
+    spread = float(got[..., long].max()) - float(got[..., long].min())
+    assert spread < 255 * 15 / 300
+
+
 def test_resize_and_center_crop_is_pillows():
     image = _image(50, 80)
     resized = transforms.resize_shorter_side(image, 32)
