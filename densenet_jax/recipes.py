@@ -72,7 +72,4 @@ def change_model(
             attributes[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             attributes[key] = value  # a word, as silu
-    try:
-        return create_model(attributes.pop("name"), **attributes)
-    except TypeError as error:
-        raise ValueError(f"{' '.join(changes)}: {error}") from None
+    return create_model(attributes.pop("name"), **attributes)

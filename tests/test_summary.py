@@ -8,6 +8,7 @@ import pytest
 
 from densenet_jax import create_model, list_models
 from densenet_jax.analysis import summary
+from densenet_jax.runs import directory
 from densenet_jax.tools import summarize
 from tests.random_variables import random_variables
 from tests.test_variants import CIFAR, IMAGENET
@@ -178,13 +179,12 @@ def test_activation_bytes_grow_with_the_image_and_shrink_with_remat():
     assert bfloat16 < none < dropout
 
 
-def test_command_compares(capsys, monkeypatch):
+def test_command_compares(capsys):
     def small(name):
         return create_model(name, block_layers=(1, 1))
 
-    monkeypatch.setattr(summarize, "create_model", small)
     names = ["densenet_40_12", "densenet_bc_100_12"]
-    options = ["--image_size=8", "--channels=1"]
+    options = ["--image_size=8", "--channels=1", "--model.block_layers=(1,1)"]
     assert summarize.main([*names, *options, "--format=json"]) == 0
     loaded = json.loads(capsys.readouterr().out)
     assert summarize.main([*names, *options]) == 0
@@ -245,6 +245,14 @@ def test_command_takes_size_and_channels(capsys):
         (["densenet121", "densenet12"], "Unknown model 'densenet12'."),
         (["densenet121", "--image_size=28"], "height and width of 29 or more"),
         (["densenet121", "--image_size=-1"], "height and width of 29 or more"),
+        (["densenet121", "--model.growth"], "is not --model.KEY=VALUE"),
+        (["densenet121", "--model.grwth_rate=4"], "Did you mean growth_rate"),
+        (["densenet121", "--model.activation=rellu"], "Did you mean relu"),
+        (["densenet121", "--model.growth_rate=(4,8)"], "4 (one a block)"),
+        (["densenet121", "--config.epochs=1"], "give --config too"),
+        (["--config=configs/digits.py", "--model.norm=group"], "changes names"),
+        (["--config=configs/digits.py", "--config.x=1"], "has no key"),
+        ([], "No network"),
     ],
 )
 def test_command_answers_mistakes_with_one_line(argv, message, capsys):
@@ -253,3 +261,46 @@ def test_command_answers_mistakes_with_one_line(argv, message, capsys):
     assert out == ""
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_command_takes_a_recipe_with_overrides(capsys):
+    argv = ["--config=configs/digits.py", "--config.model.growth_rate=(4,8,12)"]
+    assert summarize.main([*argv, "--format=json"]) == 0
+    loaded = json.loads(capsys.readouterr().out)
+
+    model = create_model(
+        "densenet_bc_100_12", block_layers=(4, 4, 4), growth_rate=(4, 8, 12)
+    )
+    # The images and the classes of the data set.
+    rows = summary.layers(model, (8, 8, 1))
+    assert loaded["rows"][0]["shape"] == [8, 8, 8]
+    assert loaded["totals"]["parameters"] == sum(r.parameters for r in rows)
+    assert loaded["totals"]["multiply_adds"] == sum(
+        r.multiply_adds for r in rows
+    )
+
+
+def test_command_takes_runs(tmp_path, capsys):
+    section = {"name": "densenet_bc_100_12", "block_layers": [2, 2]}
+    section |= {"growth_rate": [4, 8], "norm": "group", "num_classes": None}
+    model = create_model(
+        "densenet_bc_100_12",
+        block_layers=(2, 2),
+        growth_rate=(4, 8),
+        norm="group",
+        num_classes=7,
+    )
+    rows = summary.layers(model, (8, 12, 1))
+    network = json.loads(summary.format_table(summary.stages(rows), "json"))
+    network["image_shape"] = (8, 12, 1)
+    directory.write_description(tmp_path, {"model": section}, network)
+
+    assert summarize.main([str(tmp_path), "--format=json"]) == 0
+    loaded = json.loads(capsys.readouterr().out)
+    assert loaded["totals"] == network["totals"]
+    assert summarize.main([str(tmp_path), "densenet_40_12"]) == 0
+    assert str(tmp_path) in capsys.readouterr().out
+    del network["image_shape"]
+    directory.write_description(tmp_path, {"model": section}, network)
+    assert summarize.main([str(tmp_path)]) == 1
+    assert "start its command again" in capsys.readouterr().err

@@ -5,10 +5,10 @@ python -m densenet_jax.tools.summarize densenet121 --model.growth_rate=24
 python -m densenet_jax.tools.summarize densenet_bc_100_12 runs/digits
 python -m densenet_jax.tools.summarize --config=configs/cifar10.py:40_12
 
-A network is a name, the directory of a run, or a recipe's; --model.KEY=VALUE
-changes its attributes. For each layer: operation, output, parameters and
-multiply-adds (those of convolutions and the linear layer, as torchvision
-counts them). Several networks take a line each.
+A network is a name, whose attributes --model.KEY=VALUE changes, the directory
+of a run, or a recipe's, which --config.KEY=VALUE changes. For each layer:
+operation, output, parameters and multiply-adds (those of convolutions and the
+linear layer, as torchvision counts them). Several networks take a line each.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from densenet_jax import recipes
 from densenet_jax.analysis import summary
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.variants import list_models
+from densenet_jax.planning import compiling
 from densenet_jax.runs import directory
 from densenet_jax.tools import command
+from densenet_jax.training import experiment
 
 _LAYERS = """{name}, one image of {shape}.
 
@@ -47,10 +49,15 @@ def summarize(
         name: _network(name, arguments, changes) for name in arguments.networks
     }
     if arguments.config is not None:
-        section = recipes.read_config(arguments.config, overrides).model
-        model = recipes.change_model(section.to_dict(), changes)
-        shape = _image_shape(model, arguments)
-        found[arguments.config] = model, shape
+        config = recipes.read_config(arguments.config, overrides)
+        (source, _), _ = compiling.open_sources(config)
+        _, shape = experiment.make_preprocessing(config, source)
+        model = experiment.make_model(config.model, source)
+        found[arguments.config] = model, _resized(shape, arguments)
+    elif overrides:
+        raise ValueError(f"{overrides[0]} changes a recipe: give --config too.")
+    if changes and not set(found) & set(list_models()):
+        raise ValueError(f"{changes[0]} changes names, and none is given.")
     if not found:
         raise ValueError(
             f"No network: give names ({', '.join(list_models())}), "
@@ -80,15 +87,16 @@ def _network(
     if name in list_models() or not run.is_dir():
         model = recipes.change_model({"name": name}, changes)
         return model, _image_shape(model, arguments)
-    if changes:
-        raise ValueError(f"{run} is a run: --model.KEY changes names alone.")
-    model, (height, width, channels) = directory.read_network(run)
+    model, shape = directory.read_network(run)
+    return model, _resized(shape, arguments)
+
+
+def _resized(
+    shape: tuple[int, int, int], arguments: argparse.Namespace
+) -> tuple[int, int, int]:
+    height, width, channels = shape
     size = arguments.image_size
-    return model, (
-        size or height,
-        size or width,
-        arguments.channels or channels,
-    )
+    return size or height, size or width, arguments.channels or channels
 
 
 def _image_shape(
@@ -117,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--image_size",
         type=int,
-        help="height and width; default: a run's, 224, or 32 for CIFAR nets",
+        help="height and width; default: a run's or recipe's, 224, or 32 for "
+        "CIFAR nets",
     )
     parser.add_argument(
         "--channels", type=int, help="of the images; default: a run's, or 3"

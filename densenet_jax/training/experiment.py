@@ -108,7 +108,7 @@ def build(
     train_source, test_source = sources or open_sources(config)
     preprocessing, image_shape = make_preprocessing(config, train_source)
     make_preprocessing(config, test_source)
-    model = _make_model(config.model, train_source)
+    model = make_model(config.model, train_source)
 
     steps_per_epoch = Fraction(len(train_source.examples), config.batch_size)
     total_steps, schedule, optimizer = _make_optimization(
@@ -245,7 +245,12 @@ def _check_ranges(config: ConfigDict) -> None:
             raise ValueError(f"{key} is {value!r}: must be {expected}.")
 
 
-def _make_model(options: ConfigDict, source: Source) -> DenseNet:
+def make_model(options: ConfigDict, source: Source) -> DenseNet:
+    """The network of a config's model section, with a source's classes.
+
+    Raises:
+      ValueError: an attribute out of range, or fewer classes than the source.
+    """
     options = {k: v for k, v in options.items() if v is not None}
     check_choice("model.dtype", options["dtype"], ("float32", "bfloat16"))
     options["dtype"] = jnp.dtype(options["dtype"])
