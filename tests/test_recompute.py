@@ -16,7 +16,14 @@ from densenet_jax.models.stages import StagedLayer
 
 NET = dict(block_layers=(2, 1), growth_rate=4, stem="cifar", num_classes=3)
 SMALL = {**NET, "block_layers": (2,)}
-OTHERS = [policy for policy in REMAT_POLICIES if policy != "none"]
+# 'early' takes one of two others for each block, which has a test of its own.
+OTHERS = [
+    pytest.param(policy, marks=pytest.mark.slow)
+    if policy == "early"
+    else policy
+    for policy in REMAT_POLICIES
+    if policy != "none"
+]
 
 
 def make_images():

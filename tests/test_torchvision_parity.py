@@ -105,7 +105,15 @@ def test_train_logits_and_running_statistics(net, variables, images, golden):
     _assert_close(batch_stats, updated, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
+@pytest.mark.parametrize(
+    "remat",
+    [
+        policy
+        if policy in ("none", "convs", "nn_convs")
+        else pytest.param(policy, marks=pytest.mark.slow)
+        for policy in REMAT_POLICIES
+    ],
+)
 def test_twelve_training_steps(remat, net, variables, images, golden):
     """Our step and optimizer, in float64 (`make_golden` says why)."""
     schedule = make_schedule(
