@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from densenet_jax import save_torch
-from densenet_jax.analysis.feature_reuse import feature_reuse
+from densenet_jax.analysis.feature_reuse import BlockReuse, feature_reuse, plot
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.tools import feature_reuse as tool
 from tests.random_variables import random_variables
@@ -106,8 +107,33 @@ def test_only_kernels_of_the_readers_count():
     layer["norm1"]["scale"] *= 10
     layer["conv2"]["kernel"] *= 10
 
-    for reuse, same in zip(feature_reuse(model, variables), before):
+    after = feature_reuse(model, variables)
+    assert len(before) == 2
+    for reuse, same in zip(after, before, strict=True):
         np.testing.assert_array_equal(reuse.weights, same.weights)
+
+
+def test_each_target_is_drawn_in_parts_of_its_own_largest(
+    tmp_path, monkeypatch
+):
+    weights = np.array([[4.0, 0.5], [np.nan, 0.2]])
+    block = BlockReuse(
+        "denseblock1",
+        ["input", "denselayer1"],
+        ["denselayer1", "classifier"],
+        weights,
+    )
+    drawn = []
+
+    def record(axes, image, **kwargs):
+        drawn.append(np.array(image))
+        return imshow(axes, image, **kwargs)
+
+    imshow = Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", record)
+    plot([block], tmp_path / "reuse.png", "a net")
+
+    np.testing.assert_array_equal(drawn, [[[1.0, 1.0], [np.nan, 0.4]]])
 
 
 def test_refuses_weights_of_another_net_and_broken_ones():
