@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.runs.checkpoints import Checkpoints, load_variables
 from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.training import sharding
 
@@ -50,6 +50,20 @@ def test_what_improves_on_the_best(directory):
     assert checkpoints.improved_by({"top1": 0.7, "loss": 0.1})
     assert not checkpoints.improved_by({"top1": 0.7, "loss": 0.2})
     assert not checkpoints.improved_by({"top1": 0.6, "loss": 0.0})
+
+
+def test_the_best_is_loaded_not_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", rank)
+    for step, top1 in ((1, 0.9), (2, 0.1)):
+        state = {"params": jnp.float32(step), "batch_stats": {}}
+        metrics = {"top1": top1, "loss": 1.0}
+        checkpoints.save(step, state, {"name": str(step)}, metrics)
+    checkpoints.close()
+
+    step, variables, config = load_variables(tmp_path)
+
+    assert (step, config) == (1, {"name": "1"})
+    assert variables["params"] == 1
 
 
 def test_restores_where_asked(directory):

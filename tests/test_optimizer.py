@@ -137,6 +137,37 @@ def test_clipping_bounds_the_global_norm():
     np.testing.assert_allclose(optax.tree.norm(moved), 0.5 * 0.01, rtol=1e-4)
 
 
+def test_clipping_spares_the_decay():
+    params, gradient = _tree(0), _tree(1)
+    options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.1}
+    got = _update([gradient], params, clip_norm=0.01, **options)
+    norm = np.sqrt(
+        sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradient))
+    )
+    for new, p, g in zip(
+        jax.tree.leaves(got), jax.tree.leaves(params), jax.tree.leaves(gradient)
+    ):
+        expected = p - 0.5 * (0.01 / norm * g + 0.1 * p)
+        np.testing.assert_allclose(new, expected, rtol=1e-5)
+
+
+def test_lars_is_the_papers():
+    """You et al., 1708.03888, equation 6 and algorithm 1."""
+    params, gradients = _tree(0), [_tree(1), _tree(2)]
+    got = _update(gradients, params, name="lars", nesterov=False)
+    p = np.asarray(params["conv"]["kernel"])
+    velocity = np.zeros_like(p)
+    for tree in gradients:
+        step = np.asarray(tree["conv"]["kernel"]) + 0.1 * p
+        trust = 0.001 * np.linalg.norm(p) / np.linalg.norm(step)
+        velocity = 0.9 * velocity + 0.5 * trust * step
+        p = p - velocity
+    moved = got["conv"]["kernel"] - params["conv"]["kernel"]
+    np.testing.assert_allclose(
+        moved, p - params["conv"]["kernel"], rtol=1e-3, atol=1e-7
+    )
+
+
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="Did you mean adamw"):
         _update([], _tree(0), name="adam")

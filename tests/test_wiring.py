@@ -42,8 +42,9 @@ CHANGES = {
     "optimizer.learning_rate": 0.5,
     "optimizer.base_batch_size": 128,
     "optimizer.momentum": 0.8,
-    "optimizer.weight_decay": 0.01,
-    "optimizer.clip_norm": 0.5,
+    # So large, and so small, that a step at the warm-up's rate shows them.
+    "optimizer.weight_decay": 3.0,
+    "optimizer.clip_norm": 0.1,
     "schedule.name": "step",
     "schedule.boundaries": (0.757,),
     "schedule.factor": 0.5,
@@ -134,8 +135,8 @@ def test_a_built_step_takes_the_configs_values(built):
     # Clipped before the decay is added.
     highest = 0.5 * 16 / 128
     optimizer = optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.add_decayed_weights(0.01),
+        optax.clip_by_global_norm(0.1),
+        optax.add_decayed_weights(3.0),
         optax.sgd(
             lambda step: jnp.float32(step) * (highest / 180), 0.8, nesterov=True
         ),
@@ -149,6 +150,7 @@ def test_a_built_step_takes_the_configs_values(built):
             jax.device_put(state), jax.tree.map(jnp.array, batch)
         )
         mean, stats, loss = gradient(params, stats, step)
+        assert optax.tree.norm(mean) > 0.2  # or clipping does nothing
         updates, opt_state = optimizer.update(mean, opt_state, params)
         params = optax.apply_updates(params, updates)
         now = {"params": params, "batch_stats": stats}
@@ -161,6 +163,53 @@ def test_a_built_step_takes_the_configs_values(built):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, state.variables, now)
     jax.tree.map(close, state.ema, ema)
+
+
+def test_the_first_weights_are_those_of_the_seed(built):
+    expected = DenseNet(**NET).init(
+        jax.random.key(7), jnp.zeros((1, 8, 8, 1), jnp.float32)
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        built.init().params,
+        expected["params"],
+    )
+
+
+def test_a_run_reads_and_keeps_what_its_config_says(monkeypatch, tmp_path):
+    """Stopped where each is handed on."""
+    config = make_config(
+        **{"checkpoint.keep_best": 3, "dataset.num_workers": 5}
+    )
+    given = {}
+
+    class StopError(Exception):
+        pass
+
+    def train_batches(*_, **options):
+        given.update(options)
+        raise StopError
+
+    def checkpoints(directory, rank, **options):
+        given.update(options)
+        return Checkpoints(directory, rank, **options)
+
+    monkeypatch.setattr(loop.pipeline, "train_batches", train_batches)
+    monkeypatch.setattr(loop, "Checkpoints", checkpoints)
+    monkeypatch.setattr(loop, "_compile", lambda _: None)
+    with pytest.raises(StopError):
+        loop.train_and_evaluate(config, tmp_path)
+
+    expected = {
+        "seed": 7,
+        "batch_size": BATCH,
+        "position": 0,
+        "num_workers": 5,
+        "on_error": "raise",
+        "keep_newest": 2,
+        "keep_best": 3,
+    }
+    assert {key: given[key] for key in expected} == expected
 
 
 def test_evaluation_normalises_and_smooths_nothing(built):
