@@ -9,8 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.models.variants import create_model
-from densenet_jax.runs.config import model_attributes
+from densenet_jax.runs.config import make_model
 
 
 def split_overrides(argv: list[str] | None) -> tuple[list[str], list[str]]:
@@ -63,7 +62,7 @@ def change_model(
     Raises:
       ValueError: an unknown name or key, or a value out of range.
     """
-    attributes = model_attributes(section)
+    attributes = {}
     for change in changes:
         key, equals, value = change.removeprefix("--model.").partition("=")
         if not equals:
@@ -72,4 +71,4 @@ def change_model(
             attributes[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             attributes[key] = value  # a word, as silu
-    return create_model(attributes.pop("name"), **attributes)
+    return make_model(section, **attributes)

@@ -4,6 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.variants import create_model
+
 # Of the model section: how a run computes.
 _COMPUTATION = ("dtype", "remat", "implementation")
 
@@ -39,14 +42,24 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def model_attributes(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of the net, and 'name', of a config's `model` section.
+def make_model(section: Mapping[str, Any], **changes: Any) -> DenseNet:
+    """The network of a config's `model` section.
 
     None is unset; what says how a run computes, not what its net is, is left
     out; lists, as JSON has them, become tuples.
+
+    Args:
+      section: 'name' of a variant and attributes, or all attributes.
+      **changes: attributes in place of the section's.
+
+    Raises:
+      ValueError: an unknown name or attribute, or a value out of range.
     """
-    return {
+    attributes = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in section.items()
         if value is not None and key not in _COMPUTATION
-    }
+    } | changes
+    if "name" in attributes:
+        return create_model(attributes.pop("name"), **attributes)
+    return DenseNet(**attributes)

@@ -10,8 +10,7 @@ from typing import Any
 
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.models.variants import create_model
-from densenet_jax.runs.config import model_attributes, upgrade
+from densenet_jax.runs.config import make_model, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
 
 # Written by sweeps: why a run failed, and the names of all trials.
@@ -104,7 +103,6 @@ def read_network(directory: Path) -> tuple[DenseNet, tuple[int, int, int]]:
     Raises:
       ValueError: it is not described, or not by this version.
     """
-    attributes = model_attributes(read_config(directory)["model"])
     network = _read_json(directory / "network.json")
     if "image_shape" not in network:
         raise ValueError(
@@ -112,8 +110,10 @@ def read_network(directory: Path) -> tuple[DenseNet, tuple[int, int, int]]:
             "network.json has no image_shape: start its command again, which "
             "rewrites it."
         )
-    attributes["num_classes"] = network["rows"][-1]["shape"][-1]
-    model = create_model(attributes.pop("name"), **attributes)
+    model = make_model(
+        read_config(directory)["model"],
+        num_classes=network["rows"][-1]["shape"][-1],
+    )
     return model, tuple(network["image_shape"])
 
 
@@ -130,11 +130,10 @@ def read_run(directory: Path) -> Run:
     totals = _read_json(directory / "network.json")["totals"]
     records = read_metrics(directory / "metrics.jsonl")
     _require_end(records, config["epochs"])
-    attributes = model_attributes(config["model"])
     return Run(
         directory=directory,
         config=flatten(config),
-        model=create_model(attributes.pop("name"), **attributes),
+        model=make_model(config["model"]),
         records=records,
         **totals,
     )

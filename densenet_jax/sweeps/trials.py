@@ -96,7 +96,7 @@ def check(trial: Trial, config: ConfigDict) -> None:
     path = trial.directory / "config.json"
     if path.exists():
         changed = runs.differences(
-            runs.flatten(json.loads(path.read_text())),
+            runs.flatten(runs.read_config(trial.directory)),
             runs.flatten(json.loads(config.to_json())),
         )
         if changed:

@@ -13,8 +13,7 @@ import numpy as np
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
-from densenet_jax.models.variants import create_model
-from densenet_jax.runs.config import model_attributes
+from densenet_jax.runs.config import make_model
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
@@ -177,13 +176,8 @@ def _model(shapes, stated, norm_epsilon) -> DenseNet:
     """
     if stated is None:
         return DenseNet(**infer_architecture(shapes), norm_epsilon=norm_epsilon)
-    attributes = model_attributes(stated)
     head = shapes.get("classifier/kernel")
-    if head:
-        attributes["num_classes"] = head[-1]
-    if "name" in attributes:
-        return create_model(attributes.pop("name"), **attributes)
-    return DenseNet(**attributes)
+    return make_model(stated, **({"num_classes": head[-1]} if head else {}))
 
 
 def _check(placed, expected, problems, model) -> None:
