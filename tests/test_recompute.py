@@ -197,8 +197,15 @@ def kept_unknown_step(layer):
     return step(DenseNet(**SMALL, dense_layer=layer), make_images())
 
 
+class Doubled(DenseLayer):
+    """The paper's layer, whose call does more than its stages."""
+
+    def __call__(self, features, train):
+        return 2 * super().__call__(features, train)
+
+
 @pytest.mark.parametrize("remat", OTHERS)
-@pytest.mark.parametrize("layer", [SelfMeasuring, Sandwich])
+@pytest.mark.parametrize("layer", [SelfMeasuring, Sandwich, Doubled])
 def test_a_layer_that_the_library_does_not_know(layer, remat, images):
     kept = kept_unknown_step(layer)
 
@@ -503,4 +510,7 @@ def test_which_mechanism_serves_a_layer():
     assert recompute.wrap_layer(DenseLayer, "convs") is DenseLayer
     assert recompute.wrap_layer(SelfMeasuring, "none") is SelfMeasuring
     assert recompute.wrap_layer(SelfMeasuring, "convs") is not SelfMeasuring
+    assert recompute.has_own_backward(DenseLayer, "convs")
+    assert recompute.has_own_backward(Sandwich, "layer")
+    assert not recompute.has_own_backward(Doubled, "convs")
     assert not recompute.has_own_backward(Norm, "convs")

@@ -11,7 +11,7 @@ import pytest
 from configs import cifar10, densenet121, digits, svhn
 from densenet_jax.data import batch_transforms
 from densenet_jax.models.densenet import DenseNet
-from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.runs.checkpoints import Checkpoints, save_variables
 from densenet_jax.tasks.classification import CLASSIFICATION, cross_entropy
 from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import build
@@ -361,3 +361,43 @@ def test_without_batch_norm_there_are_no_statistics(tmp_path):
 
     again = loop.evaluate_best(config, tmp_path)
     assert again == result
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model.activation": "silu"}, {"model.norm_epsilon": 1e-3}],
+    ids=str,
+)
+def test_another_network_of_the_same_shapes_is_not_evaluated(
+    worse_at_the_end, change
+):
+    config, workdir = worse_at_the_end
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(change)
+    (key,) = change
+
+    with pytest.raises(ValueError, match=f"another network: {key} was"):
+        loop.evaluate_best(changed, workdir)
+
+
+def test_weights_of_other_groups_are_not_started_from(tmp_path):
+    changes = {
+        "model.block_layers": (1,),
+        "model.growth_rate": 4,
+        "model.norm": "group",
+        "model.norm_groups": 2,
+        "batch_size": 480,
+        "epochs": 1.0,
+        "schedule.warmup_epochs": 0.0,
+    }
+    config = digits.get_config()
+    config.update_from_flattened_dict(changes)
+    variables = build(config).init().variables
+    save_variables(
+        tmp_path / "run", variables, {"model": config.model.to_dict()}
+    )
+    config.pretrained = str(tmp_path / "run")
+    config.model.norm_groups = 4
+
+    with pytest.raises(ValueError, match=r"another arch.*norm_groups=2"):
+        loop.train_and_evaluate(config, tmp_path / "tuned")

@@ -146,6 +146,17 @@ def _check_attributes(model: NetAttributes) -> None:
     geometry.blocks(model)  # compression may leave no channel
 
 
+def unseen_differences(one: NetAttributes, other: NetAttributes) -> list[str]:
+    """What two nets with tensors of the same shapes compute differently.
+
+    Returns:
+      The names of attributes, of those that shapes do not show.
+    """
+    names = ["norm", "norm_epsilon", "activation"]
+    names += ["norm_groups"] if one.norm == "group" else []
+    return [n for n in names if getattr(one, n) != getattr(other, n)]
+
+
 def check_images(
     model: NetAttributes, shape: tuple[int, ...], train: bool
 ) -> None:

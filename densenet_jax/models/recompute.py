@@ -38,8 +38,15 @@ def block_policy(remat: str, block: int, num_blocks: int) -> str:
 
 
 def has_own_backward(layer: type[nn.Module], remat: str) -> bool:
-    """Whether `by_stages` serves a policy of this layer."""
-    return remat in ("convs", "layer") and issubclass(layer, StagedLayer)
+    """Whether `by_stages` serves a policy of this layer.
+
+    Not of one that does something else with its stages than calling them.
+    """
+    return (
+        remat in ("convs", "layer")
+        and issubclass(layer, StagedLayer)
+        and layer.__call__ is StagedLayer.__call__
+    )
 
 
 def wrap_layer(layer: type[nn.Module], remat: str) -> type[nn.Module]:

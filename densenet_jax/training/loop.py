@@ -21,7 +21,7 @@ from densenet_jax.runs.log import RunLog
 from densenet_jax.training.console import is_first_process, say
 from densenet_jax.training.evaluation import evaluate
 from densenet_jax.training.experiment import Experiment, build
-from densenet_jax.training.start import start_training
+from densenet_jax.training.start import check_network, start_training
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -94,6 +94,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
         step = checkpoints.best or checkpoints.newest
         if step is None:
             raise ValueError(f"{path} holds no finished checkpoint.")
+        check_network(checkpoints.config(step), experiment.model)
         state = checkpoints.restore(step, experiment.abstract_state)
     result = _evaluate(experiment, config, state)
     say(f"Step {step:,}: {_describe(experiment, result)}.")

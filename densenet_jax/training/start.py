@@ -6,9 +6,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
+from densenet_jax.models.options import unseen_differences
 from densenet_jax.runs import directory
 from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.runs.config import make_model
 from densenet_jax.training.console import say
 from densenet_jax.training.experiment import Experiment
 from densenet_jax.training.state import TrainState
@@ -63,10 +66,9 @@ def _start_from(config: ConfigDict, experiment: Experiment) -> TrainState:
     )
     for line in [f"Starting from {config.pretrained}.", *remarks, *changes]:
         say(line)
-    unseen = ("norm_epsilon", "activation", "norm")  # in tensors' shapes
-    if tensor_shapes(found, channels) != tensor_shapes(model, channels) or any(
-        getattr(found, key) != getattr(model, key) for key in unseen
-    ):
+    if tensor_shapes(found, channels) != tensor_shapes(
+        model, channels
+    ) or unseen_differences(model, found):
         raise ValueError(
             f"{config.pretrained} is of another architecture than "
             f"config.model. It has {describe(found)}; the config asks for "
@@ -74,6 +76,26 @@ def _start_from(config: ConfigDict, experiment: Experiment) -> TrainState:
         )
     # Every host holds the whole of them.
     return experiment.init(variables=jax.device_get(variables))
+
+
+def check_network(saved: Mapping[str, Any], model: DenseNet) -> None:
+    """Raises ValueError unless a run's network computes what a model does.
+
+    Args:
+      saved: the config of the run.
+      model: that is to be evaluated with the run's variables.
+    """
+    trained = make_model(saved["model"], num_classes=model.num_classes)
+    differences = [
+        f"model.{name} was {getattr(trained, name)!r}, is "
+        f"{getattr(model, name)!r}"
+        for name in unseen_differences(trained, model)
+    ]
+    if differences:
+        raise ValueError(
+            f"The run trained another network: {'; '.join(differences)}. Give "
+            "the options of the command that trained it."
+        )
 
 
 def _check_position(

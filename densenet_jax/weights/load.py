@@ -277,6 +277,7 @@ def describe(model: DenseNet) -> str:
         "stem_features",
         "num_classes",
         "norm",
+        "norm_groups",
         "norm_epsilon",
         "activation",
     )
