@@ -100,7 +100,7 @@ def test_golden_logits(name):
     ],
 )
 def test_says_what_it_recognised(name, said):
-    _, _, remarks, changes = load_weights(GOLDEN / name)
+    _, _, remarks, changes, _ = load_weights(GOLDEN / name)
     for line, expected in zip(remarks + changes, said, strict=True):
         assert re.search(expected, line)
 
@@ -136,7 +136,7 @@ def test_keras_epsilon():
 def test_prefixes(tmp_path, variables, state_dict, prefix):
     path = tmp_path / "prefixed.safetensors"
     save_file({prefix + k: v for k, v in state_dict.items()}, path)
-    _, loaded, remarks, _ = load_weights(path)
+    _, loaded, remarks, *_ = load_weights(path)
     assert_same(loaded, variables)
     assert f"Prefixes left out: {prefix}" in remarks
 
@@ -379,7 +379,7 @@ def test_data_types(tmp_path, variables, state_dict, dtype, container):
         write(path, cast)
     else:
         save_file(cast, path)
-    _, loaded, _, changes = load_weights(path)
+    _, loaded, _, changes, _ = load_weights(path)
     expected = jax.tree.map(
         lambda x: x.astype(dtype).astype(np.float32), variables
     )
@@ -396,7 +396,7 @@ def test_data_types(tmp_path, variables, state_dict, dtype, container):
 def test_a_new_head(tmp_path, variables, state_dict):
     path = tmp_path / "weights.safetensors"
     save_torch(variables, path)
-    model, loaded, _, changes = load_weights(path, num_classes=5)
+    model, loaded, _, changes, _ = load_weights(path, num_classes=5)
     assert model == TINY.clone(num_classes=5)
     head = loaded["params"].pop("classifier")
     assert head["kernel"].shape == (12, 5)
@@ -407,7 +407,7 @@ def test_a_new_head(tmp_path, variables, state_dict):
     del body["classifier"]
     assert_same(loaded["params"], body)
 
-    model, loaded, _, changes = load_weights(path, num_classes=3)
+    model, loaded, _, changes, _ = load_weights(path, num_classes=3)
     assert_same(loaded, variables)
     assert not any("classifier" in change for change in changes)
 
@@ -429,7 +429,7 @@ def test_input_channels(tmp_path, variables, channels):
     """Images that repeat their channels keep the sum over them."""
     path = tmp_path / "weights.safetensors"
     save_torch(variables, path)
-    _, loaded, _, changes = load_weights(path, in_channels=channels)
+    _, loaded, _, changes, _ = load_weights(path, in_channels=channels)
     kernel = loaded["params"].pop("conv0")["kernel"]
     before = variables["params"]["conv0"]["kernel"]
     if channels == 1:
@@ -445,7 +445,7 @@ def test_input_channels(tmp_path, variables, channels):
 def test_same_input_channels(tmp_path, variables):
     path = tmp_path / "weights.safetensors"
     save_torch(variables, path)
-    _, loaded, _, changes = load_weights(path, in_channels=3)
+    _, loaded, _, changes, _ = load_weights(path, in_channels=3)
     assert_same(loaded, variables)
     assert not any("adapted" in change for change in changes)
     refused(path, "num_classes is 0", num_classes=0)
@@ -490,7 +490,7 @@ def unknown_names(model, path, edit=lambda modules: modules):
 )
 def test_order_and_shapes(tmp_path, model):
     path = unknown_names(model, tmp_path / "weights.pth")
-    loaded, _, _, changes = load_weights(path)
+    loaded, _, _, changes, _ = load_weights(path)
     assert loaded == model
     assert "recognised by their order and shapes" in changes[0]
 
@@ -564,7 +564,7 @@ def test_a_mapping(tmp_path, variables, state_dict):
     refused(path, "follow no known layout")
     mapping = tmp_path / "mapping.toml"
     mapping.write_text(MAPPING)
-    model, loaded, remarks, _ = load_weights(path, mapping=mapping)
+    model, loaded, remarks, *_ = load_weights(path, mapping=mapping)
     assert model == TINY.clone(norm_epsilon=1e-3)
     assert_same(loaded, variables)
     assert f"The names are mapped by {mapping}." in remarks
@@ -585,7 +585,7 @@ def test_a_mapping_leaves_tensors_out(tmp_path, variables, state_dict):
 'classifier' = 'classifier'
 """
     )
-    _, loaded, _, changes = load_weights(path, mapping=mapping)
+    _, loaded, _, changes, _ = load_weights(path, mapping=mapping)
     assert_same(loaded, variables)
     assert "thresholds is left out." in changes
 
@@ -599,7 +599,7 @@ def test_a_head_of_several_layers_is_replaced(tmp_path, state_dict):
     path = tmp_path / "deep_head.safetensors"
     save_file(state_dict, path)
     refused(path, "duplicate")
-    model, _, _, changes = load_weights(path, num_classes=3)
+    model, _, _, changes, _ = load_weights(path, num_classes=3)
     assert model.num_classes == 3
     assert "The classifier is new" in changes[0]
 

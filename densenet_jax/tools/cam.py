@@ -34,7 +34,7 @@ def draw(arguments: argparse.Namespace) -> None:
             f"{count} images would be drawn to {output}: give those of one "
             "name in commands of their own, with another --output."
         )
-    model, variables, remarks, changes = load_weights(arguments.weights)
+    model, variables, remarks, changes, _ = load_weights(arguments.weights)
     for line in remarks + changes:
         print(line)
     if chosen is not None and not 0 <= chosen < model.num_classes:

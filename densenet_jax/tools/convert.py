@@ -41,7 +41,7 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, or a directory without an ending."
         )
-    model, variables, remarks, changes = load.load_weights(
+    model, variables, remarks, changes, _ = load.load_weights(
         source, mapping=arguments.mapping
     )
     for line in remarks + changes:

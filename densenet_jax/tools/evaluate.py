@@ -26,7 +26,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.batch_size, accumulate=1, devices=mesh.size
     )
     source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
-    model, variables, remarks, changes = load_weights(arguments.weights)
+    model, variables, remarks, changes, _ = load_weights(arguments.weights)
     for line in remarks + changes:
         print(line)
     channels = variables["params"]["conv0"]["kernel"].shape[2]

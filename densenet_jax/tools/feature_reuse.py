@@ -18,7 +18,7 @@ from densenet_jax.weights.load import load_weights
 
 def draw(arguments: argparse.Namespace) -> None:
     """Writes the picture and the numbers, and prints where."""
-    model, variables, remarks, changes = load_weights(arguments.weights)
+    model, variables, remarks, changes, _ = load_weights(arguments.weights)
     for line in remarks + changes:
         print(line)
     blocks = feature_reuse.feature_reuse(model, variables)

@@ -22,7 +22,7 @@ _GUESSES = 5
 
 def predict(arguments: argparse.Namespace) -> None:
     """Prints the likeliest classes and their probabilities for each file."""
-    model, variables, remarks, changes = load_weights(arguments.weights)
+    model, variables, remarks, changes, _ = load_weights(arguments.weights)
     for line in remarks + changes:
         print(line)
     names = images.class_names(arguments.classes, model.num_classes)

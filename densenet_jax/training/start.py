@@ -58,7 +58,7 @@ def _start_from(config: ConfigDict, experiment: Experiment) -> TrainState:
     """The first state with the weights of config.pretrained."""
     model = experiment.model
     channels = experiment.batch["image"].shape[-1]
-    found, variables, remarks, changes = load_weights(
+    found, variables, remarks, changes, _ = load_weights(
         config.pretrained,
         num_classes=model.num_classes,
         in_channels=channels,

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from densenet_jax.runs.description import Description, of_config
 from densenet_jax.weights import torch_pickle
 
 # Where training scripts keep the state dict, in the order of preference.
@@ -48,12 +49,14 @@ class TensorFile:
       remarks: what a user should know, one sentence each.
       attributes: of the model, for `create_model` with their name or else
         for `DenseNet`, where the file states them.
+      description: of the net, as far as the file states it.
     """
 
     tensors: Mapping[str, StoredTensor]
     container: str
     remarks: tuple[str, ...] = ()
     attributes: Mapping[str, Any] | None = None
+    description: Description = dataclasses.field(default_factory=Description)
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -248,4 +251,5 @@ def _open_run(directory):
         "run",
         (f"The weights are those of step {step}.",),
         config["model"],
+        of_config(config),
     )

@@ -1,6 +1,7 @@
 """Weights of PyTorch and Keras files as this project's variables."""
 
 import collections
+import dataclasses
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
+from densenet_jax.runs.description import Description
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
@@ -36,6 +38,7 @@ class Loaded(NamedTuple):
     """A model, its variables, and one sentence on each thing to know.
 
     Attributes:
+      description: of the net, as far as the file states it.
       remarks: how the file was read.
       changes: what differs from the file, or is a guess.
     """
@@ -44,6 +47,7 @@ class Loaded(NamedTuple):
     variables: dict
     remarks: list[str]
     changes: list[str]
+    description: Description
 
 
 def load_pretrained(
@@ -163,7 +167,10 @@ def _load(path, num_classes, in_channels, mapping, seed):
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
         )
-    return Loaded(model, _to_tree(flat), remarks, changes)
+    description = file.description
+    if new_head:
+        description = dataclasses.replace(description, class_names=None)
+    return Loaded(model, _to_tree(flat), remarks, changes, description)
 
 
 def _model(shapes, stated, norm_epsilon) -> DenseNet:
