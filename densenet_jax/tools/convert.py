@@ -23,7 +23,7 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
-from densenet_jax.weights import containers, export, layouts, load
+from densenet_jax.weights import export, load, state_dicts
 
 _TORCH = (".pth", ".pt")
 
@@ -42,7 +42,7 @@ def convert(arguments: argparse.Namespace) -> None:
             ".pt, or a directory without an ending."
         )
     model, variables, remarks, changes, _ = load.load_weights(
-        source, mapping=arguments.mapping
+        source, reading=load.Reading(arguments.mapping)
     )
     for line in remarks + changes:
         print(line)
@@ -152,9 +152,12 @@ def _read_with_torch(torch, source: Path) -> dict:
         state_dict = torch.load(source, weights_only=True)
     else:
         return {}
-    for key in containers.WRAPPERS:
+    for key in state_dicts.WRAPPERS:
         state_dict = state_dict.get(key, state_dict)
-    names = {name: layouts.PREFIXES.sub("", name) for name in state_dict}
+    names = {
+        name: re.sub(r"^.*?(?=features\.|classifier\.)", "", name)
+        for name in state_dict
+    }
     return {
         re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", new): state_dict[name]
         for name, new in names.items()

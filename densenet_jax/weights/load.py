@@ -1,16 +1,13 @@
 """Weights of PyTorch and Keras files as this project's variables."""
 
-import collections
 import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
@@ -26,10 +23,10 @@ from densenet_jax.weights.architecture import (
 from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.names import Problems, recognise
 from densenet_jax.weights.state_dicts import listed
+from densenet_jax.weights.values import adapt_stem, read, to_tree
 
 _log = logging.getLogger(__name__)
 
-_STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
 
 
@@ -187,7 +184,7 @@ def _load(path, num_classes, in_channels, reading, seed):
     _check(placed, expected, problems, model)
 
     channels = newest_first_channels(model) if layout.newest_first else {}
-    flat = _read(file, placed, channels, changes)
+    flat = read(file, placed, channels, changes)
     if new_head:
         flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(
             jax.random.key(seed), head_shape
@@ -195,7 +192,7 @@ def _load(path, num_classes, in_channels, reading, seed):
         flat[_HEAD + "bias"] = jnp.zeros(num_classes)
     kernel = flat["conv0/kernel"]
     if in_channels not in (None, kernel.shape[2]):
-        flat["conv0/kernel"] = _adapt_stem(kernel, in_channels)
+        flat["conv0/kernel"] = adapt_stem(kernel, in_channels)
         changes.append(
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
@@ -204,7 +201,7 @@ def _load(path, num_classes, in_channels, reading, seed):
     if new_head or (names and len(names) != model.num_classes):
         names = None
     description = dataclasses.replace(file.description, class_names=names)
-    return Loaded(model, _to_tree(flat), remarks, changes, description)
+    return Loaded(model, to_tree(flat), remarks, changes, description)
 
 
 def _headless(file, heads) -> str:
@@ -274,77 +271,6 @@ def _listed(problems: Problems) -> str:
         for kind, lines in problems.items()
         if lines
     )
-
-
-def _read(file, placed, channels, changes) -> dict[str, jax.Array]:
-    """Reads the tensors one by one: float32, on the device.
-
-    Args:
-      channels: for some modules, the indices that put their input channels
-        into our order.
-    """
-    flat, dtypes, bad = {}, collections.Counter(), []
-    for target, (name, axes, _) in placed.items():
-        dtype = file.tensors[name].dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{name} is {dtype}: expected floats.")
-        dtypes[str(dtype)] += 1
-        values = file.tensors[name].read().transpose(axes)
-        module, _, leaf = target.rpartition("/")
-        if module in channels and target != _HEAD + "bias":
-            axis = -2 if leaf == "kernel" else 0
-            values = values.take(channels[module], axis)
-        with np.errstate(over="ignore"):
-            single = np.array(values, np.float32, order="C")
-        if dtype.itemsize > 4 and (np.isinf(single) & ~np.isinf(values)).any():
-            raise ValueError(f"{name} has values beyond float32's.")
-        bad += _bad_values(name, leaf, single)
-        flat[target] = jax.device_put(single)
-    if bad:
-        raise ValueError(
-            "The file holds values that no net computes with (compilers can "
-            f"turn NaN into 0, so that outputs look right): {listed(bad)}."
-        )
-    for dtype, count in dtypes.items():
-        if dtype != "float32":
-            changes.append(f"{count} tensors were {dtype}, now float32.")
-    return flat
-
-
-def _bad_values(name, leaf, values) -> list[str]:
-    """What is wrong with the values of a tensor."""
-    if not np.isfinite(values).all():
-        count = np.count_nonzero(~np.isfinite(values))
-        return [f"{name} has {count} NaN or infinite of {values.size}"]
-    if leaf == "var" and (values < 0).any():
-        return [f"{name} has {np.count_nonzero(values < 0)} negative variances"]
-    return []
-
-
-def _to_tree(flat):
-    tree = {
-        collection: {
-            path: value
-            for path, value in flat.items()
-            if (path.rpartition("/")[2] in _STATISTICS)
-            == (collection == "batch_stats")
-        }
-        for collection in ("params", "batch_stats")
-    }
-    return {
-        collection: flax.traverse_util.unflatten_dict(leaves, sep="/")
-        for collection, leaves in tree.items()
-    }
-
-
-def _adapt_stem(kernel: jax.Array, in_channels: int) -> jax.Array:
-    """timm's adapt_input_conv, for any number of channels."""
-    if in_channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    before = kernel.shape[2]
-    repeats = -(-in_channels // before)
-    kernel = jnp.tile(kernel, (1, 1, repeats, 1))[:, :, :in_channels]
-    return kernel * (before / in_channels)
 
 
 def describe(model: DenseNet) -> str:
