@@ -45,11 +45,12 @@ class TensorFile:
 
     Attributes:
       tensors: names are `module.leaf`, in the file's order.
-      container: 'torch', 'safetensors', 'keras' or 'run'.
+      container: 'torch', 'safetensors', 'keras', 'caffe', 'torch7' or 'run'.
       remarks: what a user should know, one sentence each.
       attributes: of the model, for `create_model` with their name or else
         for `DenseNet`, where the file states them.
       description: of the net, as far as the file states it.
+      changes: what differs from the file, or is a guess, one sentence each.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -57,6 +58,7 @@ class TensorFile:
     remarks: tuple[str, ...] = ()
     attributes: Mapping[str, Any] | None = None
     description: Description = dataclasses.field(default_factory=Description)
+    changes: tuple[str, ...] = ()
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -80,6 +82,8 @@ def open_tensors(path: str | Path) -> TensorFile:
         opened = _open_keras(path)
     elif start[8:9] == b"{":
         opened = _open_safetensors(path)
+    else:
+        opened = _open_layers(path, start)
     if opened is not None:
         _check_size(opened, Path(path).stat().st_size)
         return opened
@@ -91,8 +95,21 @@ def open_tensors(path: str | Path) -> TensorFile:
         )
     raise ValueError(
         f"The file begins with {start!r}: it is neither a zip file of "
-        "torch.save, nor .safetensors, nor a Keras .h5."
+        "torch.save, nor .safetensors, nor a Keras .h5, a Caffe "
+        ".caffemodel or a Torch7 .t7."
     )
+
+
+def _open_layers(path, start):
+    # Both need this module's classes.
+    from densenet_jax.weights import caffe, torch7
+    from densenet_jax.weights.torch7_objects import is_torch7
+
+    if is_torch7(start):
+        return torch7.read(path)
+    if caffe.is_caffe(start, Path(path).name):
+        return caffe.read(path)
+    return None
 
 
 def _check_size(file: TensorFile, size: int) -> None:

@@ -116,7 +116,7 @@ def load_weights(
 
 def _load(path, num_classes, in_channels, mapping, seed):
     file = open_tensors(path)
-    remarks, changes = list(file.remarks), []
+    remarks, changes = list(file.remarks), list(file.changes)
     layout, bare_names = recognise(file, mapping, remarks, changes)
     if num_classes is not None:
         bare_names = without_deep_head(layout, bare_names)
