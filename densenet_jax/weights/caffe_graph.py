@@ -1,4 +1,4 @@
-"""The layers of a Caffe net: what each of them reads, and the images' way in."""
+"""The layers of a Caffe net: what they read, and what is done to images."""
 
 import math
 from collections.abc import Sequence

@@ -87,13 +87,15 @@ def _layers(module, path, seen) -> Iterator[Layer]:
 
     Args:
       path: of the module in the net, for names.
-      seen: ids of the modules before; a net that uses one twice is none here.
+      seen: ids of the modules before that have tensors or modules: a net that
+        uses one of them twice is none here.
     """
     if not isinstance(module, Module):
         raise ValueError(f"{path} is no module, but {type(module).__name__}.")
     if id(module.fields) in seen:
         raise ValueError(f"{path} is used twice in the net.")
-    seen.add(id(module.fields))
+    if not module.fields.keys().isdisjoint(("weight", "modules")):
+        seen.add(id(module.fields))
     package, _, kind = module.name.rpartition(".")
     name = f"{path}:{kind}"
     if package not in ("nn", "cudnn"):
