@@ -75,8 +75,9 @@ class _Writer:
                 numbered = dict(enumerate(value, 1))
                 return self._indexed(3, value, self._table, numbered)
             case np.ndarray():
-                strides = [s // value.itemsize for s in value.strides]
-                view = View(value, 0, value.shape, tuple(strides))
+                array = np.ascontiguousarray(value)
+                strides = tuple(s // array.itemsize for s in array.strides)
+                view = View(array, 0, array.shape, strides)
                 return self._indexed(4, value, self._tensor, view)
             case View():
                 return self._indexed(4, value, self._tensor, value)

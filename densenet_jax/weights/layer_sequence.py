@@ -19,6 +19,8 @@ from densenet_jax.weights.architecture import infer_architecture
 from densenet_jax.weights.containers import StoredTensor
 from densenet_jax.weights.structure import match_structure
 
+_HOW = "The layers were recognised one by one, by what the file says they do."
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -96,7 +98,8 @@ def recognise_layers(layers: Sequence[Layer]) -> Recognised:
         expected = [layer for layer in expected if layer[0] in paths.values()]
         expected = [layer for layer in expected if layer[1] != "relu"]
     _compare(layers, expected)
-    return Recognised(tensors, attributes, *_notes(layers, complete))
+    remarks, changes = _notes(layers, complete)
+    return Recognised(tensors, attributes, (_HOW, *remarks), changes)
 
 
 def _with_mean(layers) -> list[Layer]:
