@@ -131,7 +131,7 @@ def _with_linear(layers: list[Layer]) -> list[Layer]:
                     f"{layer.name} adds a bias; the convolutions of a DenseNet "
                     "here do not."
                 )
-            flat = _reshaped(weight, weight.shape[:2])
+            flat = _stored(weight.read()[:, :, 0, 0])
             tensors = {**layer.tensors, "weight": flat}
             layer = Layer(layer.name, "linear", tensors)
         found.append(layer)
@@ -187,16 +187,16 @@ def _square(entry, what, numbers, default=None) -> int:
 
 
 def _norm(entry, scale) -> Layer:
-    mean, variance, factor = _blobs(entry, 3)
-    gamma, beta = _blobs(scale, 2)
-    if factor.shape != (1,) or not factor.read()[0]:
+    mean, variance, factor = (blob.ravel() for blob in _blobs(entry, 3))
+    gamma, beta = (blob.ravel() for blob in _blobs(scale, 2))
+    if factor.shape != (1,) or not factor[0]:
         raise ValueError(
             f"{entry.name}'s third blob, the weight of its statistics, is "
-            f"{factor.read()[:4]}: expected one number that is not 0."
+            f"{factor[:4]}: expected one number that is not 0."
         )
     with np.errstate(all="ignore"):
         # Caffe stores sums, and multiplies by the inverse.
-        inverse = factor.dtype.type(1) / factor.read()[0]
+        inverse = factor.dtype.type(1) / factor[0]
     epsilon = [1e-5]
     if entry.parameters:
         epsilon = entry.parameters.floats(3) or epsilon
@@ -204,66 +204,56 @@ def _norm(entry, scale) -> Layer:
         entry.name,
         "norm",
         {
-            "weight": gamma,
-            "bias": beta,
-            "running_mean": _scaled(mean, inverse),
-            "running_var": _scaled(variance, inverse),
+            "weight": _stored(gamma),
+            "bias": _stored(beta),
+            "running_mean": _stored(mean, inverse),
+            "running_var": _stored(variance, inverse),
         },
         epsilon=epsilon[-1],
     )
 
 
-def _scaled(tensor, factor) -> StoredTensor:
-    def values():
-        with np.errstate(all="ignore"):
-            return tensor.read() * factor
-
-    return dataclasses.replace(tensor, read=values)
-
-
 def _affine(entry, rank) -> dict[str, StoredTensor]:
     """The weight, of so many axes, and the bias if there is one."""
     weight, *bias = _blobs(entry, 1, 2)
-    shape = weight.shape
     # Caffe's first versions gave every blob four axes.
-    if any(n != 1 for n in shape[: max(0, len(shape) - rank)]):
-        raise ValueError(f"{entry.name}'s weights are {list(shape)}.")
-    tensors = {"weight": _reshaped(weight, shape[-rank:])}
-    return tensors | ({"bias": bias[0]} if bias else {})
+    extra = max(0, weight.ndim - rank)
+    if any(n != 1 for n in weight.shape[:extra]):
+        raise ValueError(f"{entry.name}'s weights are {list(weight.shape)}.")
+    tensors = {"weight": _stored(weight.reshape(weight.shape[extra:]))}
+    if bias:
+        tensors["bias"] = _stored(bias[0].ravel())
+    return tensors
 
 
-def _blobs(entry, *counts) -> list[StoredTensor]:
-    """A layer's tensors; those that are vectors have one axis."""
-    blobs = [_blob(blob) for blob in entry.blobs]
-    if len(blobs) not in counts:
+def _blobs(entry, *counts) -> list[np.ndarray]:
+    """A layer's tensors, views of the file; one of these numbers of them."""
+    if len(entry.blobs) not in counts:
         raise ValueError(
-            f"{entry.name} has {len(blobs)} blobs: expected "
+            f"{entry.name} has {len(entry.blobs)} blobs: expected "
             f"{' or '.join(map(str, counts))}."
         )
-    return [
-        _reshaped(blob, (math.prod(blob.shape),))
-        if max(counts) == 3 or i or entry.kind == "Scale"
-        else blob
-        for i, blob in enumerate(blobs)
-    ]
+    return [_blob(message) for message in entry.blobs]
 
 
-def _blob(message: Message) -> StoredTensor:
+def _blob(message: Message) -> np.ndarray:
     shape = message.message(7)
     if shape is not None:
-        shape = tuple(shape.integers(1))
+        shape = shape.integers(1)
     else:
-        shape = tuple(message.integer(number, 1) for number in (1, 2, 3, 4))
+        shape = [message.integer(number, 1) for number in (1, 2, 3, 4)]
     values = message.array(5, "<f4")
     if values is None:
         values = message.array(8, "<f8")
-    if values is None or math.prod(shape) != values.size or len(shape) > 8:
-        size = 0 if values is None else values.size
-        raise damaged(f"a blob of shape {list(shape)[:8]} with {size} values")
-    return StoredTensor(shape, values.dtype, lambda: values.reshape(shape))
+    size = 0 if values is None else values.size
+    if not size or math.prod(shape) != size or len(shape) > 8:
+        raise damaged(f"a blob of shape {shape[:8]} with {size} values")
+    return values.reshape(shape)
 
 
-def _reshaped(tensor, shape) -> StoredTensor:
-    return StoredTensor(
-        shape, tensor.dtype, lambda: tensor.read().reshape(shape)
-    )
+def _stored(values: np.ndarray, factor: float = 1) -> StoredTensor:
+    def read():
+        with np.errstate(all="ignore"):
+            return values if factor == 1 else values * factor
+
+    return StoredTensor(values.shape, values.dtype, read)

@@ -129,11 +129,11 @@ def _epsilon(layers) -> float:
     found = {
         layer.epsilon: layer.name for layer in layers if layer.kind == "norm"
     }
-    if len(found) != 1:
+    if len(found) != 1 or not 0 < min(found) < 1:
+        some = list(found.items())[:3]
         raise ValueError(
-            "The norms' epsilons differ: "
-            + ", ".join(f"{value} ({name})" for value, name in found.items())
-            + ". A DenseNet here has one for all norms."
+            "A DenseNet here has one epsilon below 1 for all norms: found "
+            + ", ".join(f"{value} ({name})" for value, name in some)
         )
     # Caffe stores 1e-5 in 32 bits, which is 9.99999974e-06 in 64.
     return float(str(np.float32(*found)))
