@@ -45,7 +45,7 @@ class TensorFile:
 
     Attributes:
       tensors: names are `module.leaf`, in the file's order.
-      container: 'torch', 'safetensors', 'keras', 'caffe', 'torch7' or 'run'.
+      container: 'torch', 'safetensors', 'keras', 'caffe', 't7' or 'run'.
       remarks: what a user should know, one sentence each.
       attributes: of the model, for `create_model` with their name or else
         for `DenseNet`, where the file states them.

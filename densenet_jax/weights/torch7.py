@@ -55,7 +55,7 @@ def read(path: str | Path) -> TensorFile:
     description, changes = _description(net)
     return TensorFile(
         net.tensors,
-        "torch7",
+        "t7",
         (*remarks, *net.remarks),
         net.attributes,
         description,
