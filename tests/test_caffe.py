@@ -56,6 +56,10 @@ def refused(path, match):
     assert "\n" not in str(error.value)
 
 
+def layer_named(net, name):
+    return next(layer for layer in net.layer if layer.name == name)
+
+
 def assert_same(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -166,6 +170,28 @@ def test_splits_and_sources_and_losses(path, net):
     }
 
 
+def test_concatenations_of_everything(path):
+    """Each concatenates the input and all outputs of its block, one by one."""
+    model = DenseNet(
+        block_layers=(3, 2), growth_rate=4, bottleneck_width=2, num_classes=3
+    )
+    net = caffe_files.net(to_torch(random_variables(model)), (3, 2))
+    made_of = {}
+    for layer in net.layer:
+        if layer.type == "Concat":
+            features, new = layer.bottom
+            layer.bottom[:] = [*made_of.get(features, [features]), new]
+            made_of[layer.top[0]] = [*layer.bottom]
+    assert len(layer_named(net, "concat_2_3").bottom) == 4
+
+    loaded = load_weights(write(path, net))
+
+    assert_same(loaded.variables, random_variables(model))
+    bottoms = layer_named(net, "concat_2_3").bottom
+    bottoms[1], bottoms[2] = bottoms[2], bottoms[1]
+    refused(write(path, net), "oldest features first")
+
+
 def test_an_image_of_means_is_not_there(path, net):
     source = net.layer.add(name="data", type="Data", top=["data"])
     source.transform_param.mean_file = "mean.binaryproto"
@@ -206,47 +232,43 @@ def test_other_epsilon(path, net):
     assert load_weights(write(path, net)).model.norm_epsilon == 1e-3
 
 
-def _layer(net, name):
-    return next(layer for layer in net.layer if layer.name == name)
-
-
 def _set(layer, **parameters):
     def edit(net):
         for path, value in parameters.items():
             target, _, field = path.partition("__")
-            found = getattr(_layer(net, layer), target)
+            found = getattr(layer_named(net, layer), target)
             if field and isinstance(value, list):
                 del getattr(found, field)[:]
                 getattr(found, field).extend(value)
             elif field:
                 setattr(found, field, value)
             else:
-                setattr(_layer(net, layer), target, value)
+                setattr(layer_named(net, layer), target, value)
 
     return edit
 
 
 def _bottoms(layer, *names):
     def edit(net):
-        _layer(net, layer).bottom[:] = names
+        layer_named(net, layer).bottom[:] = names
 
     return edit
 
 
 def _drop(layer):
     def edit(net):
-        net.layer.remove(_layer(net, layer))
+        net.layer.remove(layer_named(net, layer))
 
     return edit
 
 
 def _bias(net):
-    add_blob(_layer(net, "conv2_1/x1"), np.ones(8))
+    add_blob(layer_named(net, "conv2_1/x1"), np.ones(8))
 
 
 def _third_blob(value):
     def edit(net):
-        _layer(net, "conv1/bn").blobs[2].data[:] = value
+        layer_named(net, "conv1/bn").blobs[2].data[:] = value
 
     return edit
 
@@ -365,6 +387,11 @@ def _with_blob(**fields):
 )
 def test_blobs_that_contradict_themselves(path, fields):
     refused(write(path, _with_blob(**fields)), "damaged: a blob of shape")
+
+
+def test_too_many_layers(path):
+    path.write_bytes(b"\xa2\x06\x00" * 10_001)
+    refused(path, "10,001 layers")
 
 
 def test_too_many_fields(path, net, monkeypatch):

@@ -34,6 +34,9 @@ _KINDS = {
     "ReLU": 123,
     "Scale": 142,
 }
+# A DenseNet-264 has some 1,500.
+_MOST_LAYERS = 10_000
+
 # What changes no value in evaluation.
 _PASSING = ("Dropout", "Flatten", "Reshape", "Split")
 
@@ -79,7 +82,10 @@ def read_entries(net: Message) -> list[Entry]:
     Raises:
       ValueError: there are none, or some that a DenseNet does not have.
     """
-    entries = [_entry(layer) for layer in net.messages(100)]
+    layers = net.messages(100)
+    if len(layers) > _MOST_LAYERS:
+        raise damaged(f"{len(layers):,} layers")
+    entries = [_entry(layer) for layer in layers]
     if not entries:
         if net.messages(2):
             raise ValueError(
@@ -121,7 +127,8 @@ def check_wiring(entries: Sequence[Entry]) -> bool:
     if not any(e.bottoms for e in chain):
         return False
     same = {}  # What a Split makes is what it reads.
-    before = features = last_kind = None
+    parts = []  # What the features are made of, one by one.
+    before = features = concatenated = last_kind = None
     for entry in chain:
         bottoms = [same.get(bottom, bottom) for bottom in entry.bottoms]
         if not bottoms or not entry.tops:
@@ -129,14 +136,17 @@ def check_wiring(entries: Sequence[Entry]) -> bool:
         if entry.kind == "Split":
             same |= dict.fromkeys(entry.tops, bottoms[0])
             continue
-        expected = [before]
+        allowed = [[before]]
         if entry.kind == "Concat":
-            expected = [features, before]
             _check_axis(entry)
-        if before is not None and bottoms != expected:
+            parts = [*parts, before]
+            allowed = [[features, before], parts]
+            concatenated = entry.tops[0]
+        if before is not None and bottoms not in allowed:
             raise ValueError(
                 f"{entry.name} reads {', '.join(bottoms[:4])}: a DenseNet here "
-                f"reads {', '.join(map(str, expected))}, oldest features first."
+                f"reads {', '.join(map(str, allowed[0]))}, oldest features "
+                "first."
             )
         before = entry.tops[0]
         same.pop(before, None)
@@ -146,8 +156,10 @@ def check_wiring(entries: Sequence[Entry]) -> bool:
             features is None or last_kind != "Convolution"
         ):
             features = bottoms[0]  # A dense layer may begin here.
+            parts = parts if features == concatenated else [features]
         if features == before:  # They are no longer there to concatenate.
             features = f"what {entry.name} has overwritten"
+            parts = [features] if parts == [before] else parts
         if entry.kind not in _PASSING:
             last_kind = entry.kind
     return True
