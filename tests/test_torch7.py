@@ -233,6 +233,12 @@ def test_a_net_in_a_checkpoint(path, net):
     refused(write(path, {"epoch": 90}), "no net, or several: .*'epoch'")
 
 
+def test_a_net_on_several_gpus(path, net):
+    copies = {"modules": [net, Object("nn.Sequential", {"modules": []})]}
+    loaded = load_weights(write(path, Object("nn.DataParallelTable", copies)))
+    assert_same(loaded.variables, random_variables(TINY))
+
+
 def test_other_epsilon_and_rounding(path, net):
     for _, _, fields in _modules(net, "SpatialBatchNormalization"):
         fields["eps"] = 1e-3

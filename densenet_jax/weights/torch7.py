@@ -103,6 +103,9 @@ def _layers(module, path, seen) -> Iterator[Layer]:
     if kind == "Sequential":
         for i, child in _children(module, path):
             yield from _layers(child, f"{path}/{i}", seen)
+    elif kind == "DataParallelTable":
+        for _, net in _children(module, path)[:1]:  # The rest are copies.
+            yield from _layers(net, path, seen)
     elif kind == "Concat":
         yield from _concat(module, path, seen)
         yield Layer(name, "concat")
