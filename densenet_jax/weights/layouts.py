@@ -76,16 +76,18 @@ _CIFAR_BLOCKS = {
     _HEAD: "classifier",
 }
 
+OURS = Layout(
+    "this project",
+    {
+        r"(?P<path>conv0|norm0|norm5|classifier"
+        r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
+        r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
+        r"|transition\d+/(?:norm|conv))": "{path}"
+    },
+)
+
 LAYOUTS = (
-    Layout(
-        "this project",
-        {
-            r"(?P<path>conv0|norm0|norm5|classifier"
-            r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
-            r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
-            r"|transition\d+/(?:norm|conv))": "{path}"
-        },
-    ),
+    OURS,
     Layout("torchvision and timm", _TORCHVISION),
     Layout(
         "efficient_densenet_pytorch (gpleiss)",

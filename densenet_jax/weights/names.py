@@ -222,7 +222,7 @@ def _extended(layout, mapping):
 
 
 def _say(layout, mapping, start, remarks, changes):
-    if layout is not mapping:
+    if layout is not mapping and layout is not layouts.OURS:
         remarks.append(f"The names are those of {layout.name}.")
     if layout.newest_first:
         changes.append(
