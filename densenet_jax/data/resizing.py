@@ -92,8 +92,12 @@ def _resized_part(image, height, width, corner, size):
     rows, down = _resampling(old_height, height, top, size)
     columns, across = _resampling(old_width, width, left, size)
     part = image[rows, columns]
-    # Pillow rounds after each of the two directions.
-    for weights, product in (across, "ow,hwc->hoc"), (down, "oh,hwc->owc"):
+    # Pillow rounds after each of the two directions, and since version 13
+    # reduces tall images vertically first.
+    directions = [(across, "ow,hwc->hoc"), (down, "oh,hwc->owc")]
+    if width < height < old_height:
+        directions.reverse()
+    for weights, product in directions:
         sums = np.einsum(product, weights, part)
         part = (sums + _ONE // 2) // _ONE
     return part.astype(np.uint8)
