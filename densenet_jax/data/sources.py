@@ -131,17 +131,18 @@ def _folder(
 
 
 def _directories(path: Path) -> list[str]:
-    return sorted(e.name for e in _visible(path) if _is_directory(e))
+    return [e.name for e in _visible(path) if _is_directory(e)]
 
 
 def _visible(path: str | Path) -> list[os.DirEntry]:
-    """What is in a directory, but for what systems put there unasked."""
+    """A directory's entries, in order, without those that systems hide."""
     with os.scandir(path) as entries:
-        return [
+        visible = [
             entry
             for entry in entries
             if not entry.name.startswith(".") and entry.name != "__MACOSX"
         ]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def _is_directory(entry: os.DirEntry) -> bool:
