@@ -217,6 +217,14 @@ def test_a_class_that_one_split_lacks(tmp_path):
     assert _open_folder(root, splits=("train", "test")).num_classes == 3
 
 
+def test_an_error_names_the_first_of_many(tmp_path):
+    root = _folder(tmp_path)
+    _folder(root, [f"{i:03}" for i in range(99)], splits=("val",))
+    with pytest.raises(ValueError, match=r"'004', a .* 94 more") as raised:
+        _open_folder(root, splits=("train", "val"))
+    assert "'005'" not in str(raised.value)
+
+
 def test_a_config_opens_its_splits_with_the_same_classes(tmp_path):
     config = digits.get_config()
     root = _folder(tmp_path)

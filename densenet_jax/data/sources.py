@@ -7,10 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from densenet_jax.choices import check_choice
-from densenet_jax.data.examples import (
-    SKIP_HINT,
-    Source,
-)
+from densenet_jax.data.examples import Source, check_remarks
 from densenet_jax.data.images import read_file
 from densenet_jax.data.tfds import open_tfds
 
@@ -119,8 +116,7 @@ def _folder(
         raise ValueError(
             f"{root / split} holds no image files: expected CLASS/NAME.jpg."
         )
-    if remarks and on_error == "raise":
-        raise ValueError(f"{' '.join(remarks)} {SKIP_HINT}")
+    check_remarks(remarks, on_error)
     return Source(
         _Files(paths, labels),
         len(classes),
