@@ -11,7 +11,7 @@ from configs import digits
 from densenet_jax.data.examples import NotPreparedError
 from densenet_jax.data.images import BadRecordError
 from densenet_jax.data.sources import open_source
-from densenet_jax.training import experiment
+from densenet_jax.training import experiment, loop
 from tests.tiny_tfds import write_tiny_tfds
 
 
@@ -242,6 +242,33 @@ def test_a_config_opens_its_splits_with_the_same_classes(tmp_path):
 
 def _link(source, target):
     source.symlink_to(target)
+
+
+def test_training_says_what_is_wrong_with_either_split(
+    tmp_path, monkeypatch, capsys
+):
+    _folder(tmp_path)
+    _folder(tmp_path, classes=("cow",), splits=("train",))
+    _folder(tmp_path, classes=("ant",), splits=("val",))
+    config = digits.get_config()
+    config.batch_size = 8
+    config.preprocessing.image_size = 8
+    config.dataset.update(
+        name="folder",
+        data_dir=str(tmp_path),
+        test_split="val",
+        on_error="skip",
+    )
+
+    def stop(_):
+        raise InterruptedError
+
+    monkeypatch.setattr(loop.directory, "prepare", stop)
+    with pytest.raises(InterruptedError):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "train has no folder 'ant'" in said
+    assert "val has no folder 'cow'" in said
 
 
 def test_links_are_followed_as_by_torchvision(tmp_path):
