@@ -78,7 +78,9 @@ def test_files_are_converted_as_torchvision_does(mode, kind, options, channels):
     opened.info.pop("transparency", None)  # else Pillow warns
     expected = np.asarray(opened.convert({1: "L", 3: "RGB"}[channels]))
     assert expected.std() > 10
-    got = file.decode().reshape(expected.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = file.decode().reshape(expected.shape)
     np.testing.assert_array_equal(got, expected)
 
 
