@@ -9,7 +9,7 @@ from PIL import Image
 
 from densenet_jax.data.images import ImageFile
 
-# The most times that a resized image is longer than wide to be computed whole.
+# Images more times as long as wide are thin.
 _THIN = 16
 # 1 in the fixed-point arithmetic of Pillow's resizing.
 _ONE = 2**22
@@ -63,8 +63,9 @@ def resized_crops(
 ) -> list[np.ndarray]:
     """Squares of a resized image, to the bit as torchvision (with Pillow).
 
-    Bilinear with antialiasing. Of a thin image, of which the whole would take
-    gigabytes (4,000x1 becomes 1,024,000x256), only the squares are computed.
+    Bilinear with antialiasing. Of a thin image that grows much, of which the
+    whole could take gigabytes (4,000x1 becomes 1,024,000x256), only the squares
+    are computed.
 
     Args:
       image: uint8 [old height, old width, channels].
@@ -75,8 +76,9 @@ def resized_crops(
     Returns:
       uint8 [size, size, channels] for each corner.
     """
-    if max(height, width) > _THIN * min(height, width):
-        return [_resized_part(image, height, width, c, size) for c in corners]
+    is_thin = max(height, width) > _THIN * min(height, width)
+    if is_thin and height > 2 * len(image):
+        return [_enlarged_part(image, height, width, c, size) for c in corners]
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     resized = Image.fromarray(squeezed).resize(
         (width, height), Image.Resampling.BILINEAR
@@ -85,36 +87,30 @@ def resized_crops(
     return [whole[y : y + size, x : x + size] for y, x in corners]
 
 
-def _resized_part(image, height, width, corner, size):
-    """One square of a resized image, with Pillow's arithmetic."""
+def _enlarged_part(image, height, width, corner, size):
+    """One square of an enlarged image, with Pillow's arithmetic."""
     top, left = corner
     old_height, old_width, _ = image.shape
-    rows, down = _resampling(old_height, height, top, size)
-    columns, across = _resampling(old_width, width, left, size)
+    rows, down = _interpolation(old_height, height, top, size)
+    columns, across = _interpolation(old_width, width, left, size)
     part = image[rows, columns]
-    # Pillow rounds after each of the two directions, and since version 13
-    # reduces tall images vertically first.
-    directions = [(across, "ow,hwc->hoc"), (down, "oh,hwc->owc")]
-    if width < height < old_height:
-        directions.reverse()
-    for weights, product in directions:
+    # Pillow rounds after each of the two directions.
+    for weights, product in (across, "ow,hwc->hoc"), (down, "oh,hwc->owc"):
         sums = np.einsum(product, weights, part)
         part = (sums + _ONE // 2) // _ONE
     return part.astype(np.uint8)
 
 
-def _resampling(old, new, start, count):
+def _interpolation(old, new, start, count):
     """A slice of the old pixels, and their weights in `count` of the new ones.
 
     The weights, [count, length of the slice], are Pillow's fixed-point numbers;
     sums of their products with bytes are exact in float64.
     """
-    scale = old / new
-    reach = max(scale, 1)
-    centers = (start + np.arange(count) + 0.5) * scale
-    first = max(0, math.floor(centers[0] - reach))
-    last = min(old, math.ceil(centers[-1] + reach))
+    centers = (start + np.arange(count) + 0.5) * (old / new)
+    first = max(0, math.floor(centers[0] - 1))
+    last = min(old, math.ceil(centers[-1] + 1))
     distances = np.abs(np.arange(first, last) + 0.5 - centers[:, None])
-    weights = np.maximum(1 - distances * (1 / reach), 0)
+    weights = np.maximum(1 - distances, 0)
     weights /= weights.sum(axis=1, keepdims=True)
     return slice(first, last), np.floor(weights * _ONE + 0.5)
