@@ -209,7 +209,7 @@ def _jpeg():
     ("data", "message"),
     [
         (lambda: b"", "some.file holds no image: an empty file"),
-        (lambda: b"Not an image.", "some.file holds no image: in no format"),
+        (lambda: b"Not an image.", "some.file holds no image: cannot identify"),
         (lambda: _jpeg()[:1000], "some.file holds no image: .*truncated"),
         (lambda: b"\x89PNG\r\n\x1a\n" + bytes(40), "some.file holds no image"),
     ],

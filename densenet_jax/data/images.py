@@ -145,7 +145,7 @@ class ImageFile:
                 f"{self.name}: {error} Make it smaller to use it."
             ) from error
         except UnidentifiedImageError as error:
-            raise self._bad("in no format that Pillow reads") from error
+            raise self._bad("cannot identify image format") from error
         except Exception as error:
             raise self._bad(error) from error
         if image.format == "EPS":
