@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from densenet_jax.runs.description import Description, of_config
-from densenet_jax.weights import torch_pickle
+from densenet_jax.weights import config_json, torch_pickle
 
 # Where training scripts keep the state dict, in the order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -62,7 +62,8 @@ class TensorFile:
 def open_tensors(path: str | Path) -> TensorFile:
     """Opens a file of weights; what it is, is read off its first bytes.
 
-    A directory is that of a training run, or made by `tools.convert`.
+    A directory is that of a training run, made by `tools.convert`, or has
+    weights and a config.json as the Hugging Face hub has them.
 
     Raises:
       FileNotFoundError: no such file.
@@ -70,6 +71,9 @@ def open_tensors(path: str | Path) -> TensorFile:
         says what to do.
     """
     if Path(path).is_dir():
+        for name in config_json.WEIGHTS:
+            if (Path(path) / name).is_file():
+                return _open_pretrained(Path(path) / name)
         return _open_run(Path(path))
     with open(path, "rb") as file:
         start = file.read(16)
@@ -229,6 +233,21 @@ def _keras_name(path, group):
         leaves = leaves if len(group) == len(leaves) else ("kernel", "bias")
         leaf = leaves[int(leaf)] if int(leaf) < len(leaves) else leaf
     return f"{layer}.{leaf.removesuffix(':0')}"
+
+
+def _open_pretrained(path):
+    """Weights with the config.json beside them, if any."""
+    file = open_tensors(path)
+    config = path.with_name(config_json.CONFIG)
+    if not config.is_file():
+        return file
+    stated = config_json.read(config)
+    return dataclasses.replace(
+        file,
+        remarks=(*file.remarks, *stated.remarks),
+        attributes=stated.network,
+        description=stated.description,
+    )
 
 
 def _open_run(directory):

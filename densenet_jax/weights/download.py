@@ -238,6 +238,6 @@ def _verify(path: Path, checksum: str, remedy: str) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(checksum):
         raise ValueError(
-            f"{path.name} has the SHA-256 {digest[:len(checksum)]}, expected "
+            f"{path.name} has the SHA-256 {digest[: len(checksum)]}, expected "
             f"{checksum}: it was changed or damaged. {remedy}."
         )

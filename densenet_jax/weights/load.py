@@ -16,6 +16,7 @@ from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
 from densenet_jax.runs.description import Description
+from densenet_jax.weights import hub
 from densenet_jax.weights.architecture import (
     infer_architecture,
     newest_first_channels,
@@ -115,7 +116,8 @@ def load_weights(
 
 
 def _load(path, num_classes, in_channels, mapping, seed):
-    file = open_tensors(path)
+    found, named = hub.resolve(path)
+    file = open_tensors(found)
     remarks, changes = list(file.remarks), []
     layout, bare_names = recognise(file, mapping, remarks, changes)
     if num_classes is not None:
@@ -167,7 +169,7 @@ def _load(path, num_classes, in_channels, mapping, seed):
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
         )
-    description = file.description
+    description = named.or_else(file.description)
     if new_head:
         description = dataclasses.replace(description, class_names=None)
     return Loaded(model, _to_tree(flat), remarks, changes, description)
