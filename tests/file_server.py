@@ -1,5 +1,6 @@
 """A server on the loopback that misbehaves as it is told."""
 
+import base64
 import collections
 import contextlib
 import dataclasses
@@ -52,7 +53,7 @@ def serving() -> Iterator[FileServer]:
     class Handler(_Handler):
         server_state = state
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), Handler) as server:
         state.address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -61,6 +62,11 @@ def serving() -> Iterator[FileServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *args):
+        """Says nothing of clients that hang up."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -98,12 +104,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """What huggingface_hub asks for to upload small files."""
         state = self.server_state
         state.requests.append(("POST", self.path, None))
-        body = self._body()
+        length = int(self.headers["Content-Length"])
+        lines = self.rfile.read(length).splitlines()
+        if "/commit/" in self.path:
+            for line in map(json.loads, lines):
+                if line["key"] == "file":
+                    value = line["value"]
+                    content = base64.b64decode(value["content"])
+                    state.uploads[value["path"]] = content
+            page = f"{state.address}/org/net/commit/{'c' * 40}"
+            return self._send_json({"commitUrl": page, "commitOid": "c" * 40})
+        body = json.loads(b"".join(lines))
         if self.path == "/api/repos/create":
-            self._send_json({"url": f"{state.address}/made/{body['name']}"})
+            page = f"{state.address}/{body['organization']}/{body['name']}"
+            self._send_json({"url": page})
         elif "/preupload/" in self.path:
             files = [
-                {"path": f["path"], "uploadMode": "regular"}
+                {
+                    "path": f["path"],
+                    "uploadMode": "regular",
+                    "shouldIgnore": False,
+                }
                 for f in body["files"]
             ]
             self._send_json({"files": files})
@@ -112,10 +133,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
-
-    def _body(self) -> Any:
-        length = int(self.headers["Content-Length"])
-        return json.loads(self.rfile.read(length))
 
     def _send(self, content: bytes, headers: dict[str, str]):
         state = self.server_state

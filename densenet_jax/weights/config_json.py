@@ -16,7 +16,7 @@ from densenet_jax.models.layers import ACTIVATIONS
 from densenet_jax.models.options import unseen_differences
 from densenet_jax.models.variants import VARIANTS
 from densenet_jax.runs.config import make_model
-from densenet_jax.runs.description import Description, of_config
+from densenet_jax.runs.description import Description
 
 CONFIG = "config.json"
 # Beside it, the first that is there.
@@ -90,8 +90,21 @@ def read(path: str | Path) -> Stated:
 def _read_ours(config) -> Stated:
     ours = config[_OURS]
     make_model(ours["model"])
-    found = ours | {"class_names": config.get("label_names")}
-    return Stated(ours["model"], {}, of_config(found), ())
+    stated = ours["description"] | {"class_names": config.get("label_names")}
+    if preprocessing := stated.get("preprocessing"):
+        stated["preprocessing"] = {
+            key: _as_tuple(value) for key, value in preprocessing.items()
+        }
+    known = {field.name for field in dataclasses.fields(Description)}
+    description = Description(
+        **{key: _as_tuple(v) for key, v in stated.items() if key in known}
+    )
+    return Stated(ours["model"], {}, description, ())
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON has lists alone."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _read_timm(config) -> Stated:
@@ -197,7 +210,7 @@ def write(
         "pretrained_cfg": _pretrained_cfg(
             model, in_channels, description.preprocessing or {}
         ),
-        _OURS: {"model": attributes(model), **stated},
+        _OURS: {"model": attributes(model), "description": stated},
     }
 
 
