@@ -4,9 +4,11 @@ import hashlib
 import os
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from densenet_jax.weights import download
 from tests.file_server import serving
@@ -216,6 +218,34 @@ def test_concurrent_downloads_of_one_file(server):
     assert len(set(found)) == 1
     assert found[0].read_bytes() == CONTENT
     assert len(server.requests) == 1
+
+
+def test_a_download_elsewhere_is_waited_for(server, cache, capsys):
+    cache.mkdir()
+    place = download._place(server.address + NAMED)
+    held = threading.Event()
+
+    def hold():
+        with FileLock(place.with_name(f".{place.name}.lock")):
+            held.set()
+            time.sleep(1.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    assert download.fetch(server.address + NAMED).read_bytes() == CONTENT
+    thread.join()
+
+    assert f"Another process downloads {place}" in capsys.readouterr().err
+
+
+def test_addresses_are_escaped(server):
+    server.files["/a%20net/%C3%A9.pth"] = CONTENT
+
+    address = f"{server.address}/a net/é.pth"
+
+    assert download.fetch(address).read_bytes() == CONTENT
+    assert download.fetch(f"{server.address}/a%20net/%C3%A9.pth")
 
 
 def test_names_that_agree_are_files_apart(server):

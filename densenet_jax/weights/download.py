@@ -7,14 +7,15 @@ import http.client
 import logging
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import quote, unquote, urldefrag, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ _log = logging.getLogger(__name__)
 _NAMED_CHECKSUM = re.compile(
     r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})(?:\.[a-z]+)+$"
 )
+
+# What has a meaning in addresses; spaces and other letters are escaped.
+_RESERVED = "!#$%&'()*+,/:;=?@[]~"
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30  # seconds without a byte
@@ -61,7 +65,7 @@ def fetch(address: str) -> Path:
     if not target.exists():
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_name(f".{target.name}.lock")):
+            with _alone(target):
                 if not target.exists():
                     _download(address, target, checksum)
                     return target
@@ -102,6 +106,21 @@ def _writing(target: Path) -> Iterator[None]:
             f"Cannot write to {target.parent} ({error.strerror}): set "
             "DENSENET_JAX_HOME to a directory that takes files."
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Waits until no other process downloads the same file."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"Another process downloads {target} ...", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _download(address: str, target: Path, checksum: str) -> None:
@@ -164,7 +183,8 @@ class _Transfer:
             headers["Range"] = f"bytes={start}-"
             if self.validator:
                 headers["If-Range"] = self.validator
-        request = urllib.request.Request(self.address, headers=headers)
+        address = quote(self.address, safe=_RESERVED)
+        request = urllib.request.Request(address, headers=headers)
         with _network_errors():
             try:
                 response = urllib.request.urlopen(request, timeout=_TIMEOUT)
@@ -227,7 +247,8 @@ def _network_errors() -> Iterator[None]:
             f"the server answers {error.code} {error.reason}"
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _CutError(str(getattr(error, "reason", error))) from error
+        said = str(getattr(error, "reason", error)) or type(error).__name__
+        raise _CutError(said) from error
 
 
 def _verify(path: Path, checksum: str, remedy: str) -> None:

@@ -40,8 +40,8 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
         of a DenseNet.
     """
     path = Path(path)
-    save = _writer(path)
     tensors = to_torch(variables)
+    save = _writer(path)
     with replacing(path) as temporary:
         save(tensors, temporary)
 
@@ -106,7 +106,8 @@ def _check(model, variables, description) -> int:
             "variables that were given to fold_norms."
         )
     shapes = {path: np.shape(x) for path, x in _flatten(variables).items()}
-    in_channels = shapes.get("conv0/kernel", (0, 0, 0))[2]
+    kernel = shapes.get("conv0/kernel", ())
+    in_channels = kernel[2] if len(kernel) == 4 else 0
     if shapes != tensor_shapes(model, in_channels):
         raise ValueError("The variables are those of another model.")
     names = description.class_names
