@@ -24,6 +24,7 @@ class FileServer:
       ranges: whether parts are sent.
       content_type: of every answer.
       repos: repository of a hub -> names and contents of its files.
+      commits: of a repository's file -> the commit that is sent with it.
       uploads: what was committed to repositories: name -> content.
       requests: (method, path, Range) of each.
     """
@@ -35,6 +36,7 @@ class FileServer:
     ranges: bool = True
     content_type: str = "application/octet-stream"
     repos: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
+    commits: dict[str, str] = dataclasses.field(default_factory=dict)
     uploads: dict[str, bytes] = dataclasses.field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = dataclasses.field(
         default_factory=list
@@ -93,7 +95,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             content = state.repos[match[1]].get(match[2])
             if content is None:
                 return self._error(404, "EntryNotFound")
-            return self._send(content, {"X-Repo-Commit": "c" * 40})
+            commit = state.commits.get(match[2], "c" * 40)
+            return self._send(content, {"X-Repo-Commit": commit})
         if self.path not in state.files:
             return self._error(404, "")
         return self._send(state.files[self.path], {})

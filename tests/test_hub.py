@@ -138,6 +138,17 @@ def test_what_is_wrong_with_a_repository_is_said_in_a_line(
     assert "\n" not in str(caught.value)
 
 
+def test_weights_and_config_are_of_one_commit(server, weights):
+    server.repos["org/net"] = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model.safetensors": weights,
+    }
+    server.commits["model.safetensors"] = "d" * 40
+
+    with pytest.raises(OSError, match="changed meanwhile"):
+        load_pretrained("hf://org/net")
+
+
 def test_a_name_of_the_table(server, weights, monkeypatch):
     row = pretrained.PRETRAINED["torchvision/densenet121"]
     server.files["/models/net.pth"] = weights

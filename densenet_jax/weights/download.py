@@ -127,9 +127,8 @@ def _download(address: str, target: Path, checksum: str) -> None:
     part = target.with_name(f".{target.name}.part")
     part.touch()
     with part.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
         # Without a checksum nothing shows that it begins the same file.
-        file.seek(0, os.SEEK_END if checksum else os.SEEK_SET)
-        file.truncate()
         transfer = _Transfer(address, file, resumes=bool(checksum))
         while True:
             before = file.tell()
