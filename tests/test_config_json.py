@@ -12,6 +12,7 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.layers import ACTIVATIONS
 from densenet_jax.runs.description import Description
 from densenet_jax.weights import config_json
+from densenet_jax.weights.load import load_weights
 from tests.random_variables import random_variables
 
 TINY = dict(block_layers=(1, 2), growth_rate=4, num_classes=3)
@@ -279,3 +280,32 @@ def test_timm_computes_the_same_logits(tmp_path, options):
     assert list(data["input_size"]) == [channels, 64, 64]
     assert math.floor(64 / data["crop_pct"]) == 73
     assert data["interpolation"] == "bilinear"
+
+
+def test_a_directory_that_timm_wrote(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = timm.create_model(
+        "densenet121.ra_in1k",
+        growth_rate=4,
+        block_config=(1, 2),
+        act_layer="silu",
+        num_classes=3,
+        in_chans=1,
+    )
+    timm.models.save_for_hf(net, tmp_path / "net", safe_serialization=True)
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 1))
+    images = images.astype(np.float32)
+    with torch.no_grad():
+        inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        expected = net.eval()(inputs).numpy()
+
+    loaded = load_weights(tmp_path / "net")
+
+    assert loaded.model.activation == "silu"
+    logits = jax.jit(loaded.model.apply)(loaded.variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+    preprocessing = loaded.description.preprocessing
+    assert preprocessing["image_size"] == 288
+    assert preprocessing["resize_size"] == 303

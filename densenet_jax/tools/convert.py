@@ -22,7 +22,13 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
-from densenet_jax.weights import config_json, containers, export, layouts, load
+from densenet_jax.weights import (
+    config_json,
+    export,
+    layouts,
+    load,
+    state_dicts,
+)
 
 # Logits may differ by so much, in parts of the largest.
 _TOLERANCE = 1e-4
@@ -39,7 +45,7 @@ def convert(arguments: argparse.Namespace) -> None:
             ".pt, .bin, or a directory without an ending."
         )
     model, variables, remarks, changes, _ = load.load_weights(
-        source, mapping=arguments.mapping
+        source, reading=load.Reading(mapping=arguments.mapping)
     )
     for line in remarks + changes:
         print(line)
@@ -124,7 +130,7 @@ def _read_with_torch(torch, source: Path) -> dict:
         state_dict = torch.load(source, weights_only=True)
     else:
         return {}
-    for key in containers.WRAPPERS:
+    for key in state_dicts.WRAPPERS:
         state_dict = state_dict.get(key, state_dict)
     names = {name: layouts.PREFIXES.sub("", name) for name in state_dict}
     return {
