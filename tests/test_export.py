@@ -135,6 +135,20 @@ def test_a_directory_keeps_all_of_a_net(tmp_path, options):
     assert loaded.description == description
 
 
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = DenseNet(**NET, growth_rate=4)
+    variables = random_variables(model)
+
+    save_torch(variables, "~/net.safetensors")
+    save_pretrained(model, variables, "~/net")
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "net",
+        "net.safetensors",
+    ]
+
+
 def test_a_directory_needs_no_description(tmp_path):
     model = DenseNet(**NET, growth_rate=4)
     save_pretrained(model, random_variables(model), tmp_path / "net")

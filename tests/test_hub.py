@@ -17,8 +17,9 @@ from densenet_jax import list_pretrained, load_pretrained, save_torch
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.variants import VARIANTS, create_model
+from densenet_jax.runs.checkpoints import save_variables
 from densenet_jax.runs.description import TASKS, Description
-from densenet_jax.tools import publish
+from densenet_jax.tools import convert, publish
 from densenet_jax.weights import hub, pretrained
 from densenet_jax.weights.load import load_weights
 from tests.file_server import serving
@@ -80,6 +81,17 @@ def test_a_repository_is_loaded_and_then_read_offline(
         load_pretrained("hf://org/net/another.safetensors")
     # huggingface_hub by itself tries for 24 seconds.
     assert time.monotonic() - start < 15
+
+
+def test_the_hubs_own_switch_for_offline(server, weights, monkeypatch):
+    server.repos["org/net"] = {"model.safetensors": weights}
+    _assert_loaded("hf://org/net")
+    server.requests.clear()
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    _assert_loaded("hf://org/net")
+    assert not server.requests
 
 
 def test_a_repository_says_what_net_it_is(server, weights):
@@ -167,6 +179,14 @@ def test_a_name_of_the_table(server, weights, monkeypatch):
     assert loaded.description.task == "classification"
 
 
+def test_commands_take_names(server, weights, tmp_path):
+    server.repos["org/net"] = {"model.safetensors": weights}
+
+    assert convert.main(["hf://org/net", str(tmp_path / "a.safetensors")]) == 0
+
+    assert (tmp_path / "a.safetensors").read_bytes() == weights
+
+
 def test_an_address(server, weights):
     server.files["/a/net.pth"] = weights
 
@@ -211,6 +231,42 @@ def test_a_net_is_published(server, weights, tmp_path, capsys):
     }
     server.repos["org/net"] = server.uploads
     _assert_loaded("hf://org/net")
+
+
+def test_a_run_is_published_with_what_it_says(tmp_path):
+    attributes = dict(block_layers=(1, 2), growth_rate=4, num_classes=3)
+    preprocessing = dict(
+        mean=[125.0, 123.0, 114.0],
+        std=[63.0, 62.0, 66.0],
+        image_size=24,
+        resize_size=27,
+    )
+    save_variables(
+        tmp_path / "run",
+        VARIABLES,
+        {
+            "model": attributes | {"activation": "silu"},
+            "preprocessing": preprocessing,
+            "class_names": ["ant", "bee", "cat"],
+            "task": "multilabel",
+        },
+    )
+
+    directory = tmp_path / "published"
+    assert publish.main([str(tmp_path / "run"), str(directory)]) == 0
+
+    loaded = load_weights(directory)
+    assert loaded.model == MODEL.clone(activation="silu")
+    description = loaded.description
+    assert {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in description.preprocessing.items()
+    } == preprocessing
+    assert description.class_names == ("ant", "bee", "cat")
+    assert description.task == "multilabel"
+    config = json.loads((directory / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 24, 24]
+    assert config["label_names"] == ["ant", "bee", "cat"]
 
 
 def test_an_upload_that_fails_is_said_in_a_line(

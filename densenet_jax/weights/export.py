@@ -39,7 +39,7 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
       ValueError: another suffix, no PyTorch, or variables that are not those
         of a DenseNet.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     tensors = to_torch(variables)
     save = _writer(path)
     with replacing(path) as temporary:
@@ -55,7 +55,8 @@ def save_pretrained(
 ) -> None:
     """Writes a directory that `load_pretrained`, timm and their hub read.
 
-    >>> save_pretrained(model, variables, "flowers")
+    >>> flowers = Description(class_names=("daisy", "rose"))
+    >>> save_pretrained(model, variables, "flowers", description=flowers)
     >>> model, variables = load_pretrained("flowers")
 
     `timm.create_model("local-dir:flowers", pretrained=True)` is the same net,
@@ -71,7 +72,7 @@ def save_pretrained(
       ValueError: the directory holds something; the variables or the
         description are of another net; the norms are folded.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     if directory.exists() and not (
         directory.is_dir() and not any(directory.iterdir())
     ):
