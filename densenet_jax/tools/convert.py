@@ -22,13 +22,7 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.tools import command
-from densenet_jax.weights import (
-    config_json,
-    export,
-    layouts,
-    load,
-    state_dicts,
-)
+from densenet_jax.weights import config_json, export, load, state_dicts
 
 # Logits may differ by so much, in parts of the largest.
 _TOLERANCE = 1e-4
@@ -45,7 +39,7 @@ def convert(arguments: argparse.Namespace) -> None:
             ".pt, .bin, or a directory without an ending."
         )
     model, variables, remarks, changes, _ = load.load_weights(
-        source, reading=load.Reading(mapping=arguments.mapping)
+        source, reading=load.Reading(arguments.mapping)
     )
     for line in remarks + changes:
         print(line)
@@ -132,7 +126,10 @@ def _read_with_torch(torch, source: Path) -> dict:
         return {}
     for key in state_dicts.WRAPPERS:
         state_dict = state_dict.get(key, state_dict)
-    names = {name: layouts.PREFIXES.sub("", name) for name in state_dict}
+    names = {
+        name: re.sub(r"^.*?(?=features\.|classifier\.)", "", name)
+        for name in state_dict
+    }
     return {
         re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", new): state_dict[name]
         for name, new in names.items()

@@ -75,7 +75,7 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
 
 
 def fits(shapes: Mapping[str, Shape]) -> bool:
-    """Whether some `DenseNet` has exactly these shapes, with a classifier or without."""
+    """Whether some `DenseNet` has exactly these; a head may be missing."""
     try:
         model = DenseNet(**infer_architecture(shapes))
         expected = tensor_shapes(model, shapes["conv0/kernel"][2])

@@ -1,16 +1,13 @@
 """Weights of PyTorch and Keras files as this project's variables."""
 
-import collections
 import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
@@ -26,10 +23,10 @@ from densenet_jax.weights.architecture import (
 from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.names import Problems, recognise
 from densenet_jax.weights.state_dicts import listed
+from densenet_jax.weights.values import adapt_stem, read, to_tree
 
 _log = logging.getLogger(__name__)
 
-_STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
 
 
@@ -155,7 +152,7 @@ def _load(path, num_classes, in_channels, reading, seed):
         new_head=num_classes is not None,
     )
     remarks = [*file.remarks, *remarks]
-    has_head = any(target.startswith(_HEAD) for target in placed)
+    changes = [*file.changes, *changes]
     if heads and num_classes is None:
         raise ValueError(_headless(file, heads))
     try:
@@ -167,7 +164,7 @@ def _load(path, num_classes, in_channels, reading, seed):
         )
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
-
+    has_head = any(target.startswith(_HEAD) for target in placed)
     new_head = num_classes is not None and (
         not has_head or num_classes != model.num_classes
     )
@@ -181,14 +178,10 @@ def _load(path, num_classes, in_channels, reading, seed):
         placed = {t: p for t, p in placed.items() if not t.startswith(_HEAD)}
     expected = tensor_shapes(model, placed["conv0/kernel"].shape[2])
     head_shape = expected["classifier/kernel"]
-    if new_head:
-        expected = {
-            t: s for t, s in expected.items() if not t.startswith(_HEAD)
-        }
-    _check(placed, expected, problems, model)
+    _check(placed, expected, problems, model, new_head)
 
     channels = newest_first_channels(model) if layout.newest_first else {}
-    flat = _read(file, placed, channels, changes)
+    flat = read(file, placed, channels, changes)
     if new_head:
         flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(
             jax.random.key(seed), head_shape
@@ -196,7 +189,7 @@ def _load(path, num_classes, in_channels, reading, seed):
         flat[_HEAD + "bias"] = jnp.zeros(num_classes)
     kernel = flat["conv0/kernel"]
     if in_channels not in (None, kernel.shape[2]):
-        flat["conv0/kernel"] = _adapt_stem(kernel, in_channels)
+        flat["conv0/kernel"] = adapt_stem(kernel, in_channels)
         changes.append(
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
@@ -205,7 +198,7 @@ def _load(path, num_classes, in_channels, reading, seed):
     names = description.class_names
     if new_head or (names and len(names) != model.num_classes):
         description = dataclasses.replace(description, class_names=None)
-    return Loaded(model, _to_tree(flat), remarks, changes, description)
+    return Loaded(model, to_tree(flat), remarks, changes, description)
 
 
 def _headless(file, heads) -> str:
@@ -247,9 +240,11 @@ def _model(shapes, file, norm_epsilon, overrides) -> DenseNet:
     return DenseNet(**(attributes | dict(overrides)))
 
 
-def _check(placed, expected, problems, model) -> None:
+def _check(placed, expected, problems, model, new_head) -> None:
     """Raises ValueError unless the tensors are exactly those of the model."""
     for target, shape in expected.items():
+        if new_head and target.startswith(_HEAD):
+            continue
         if target not in placed:
             problems["missing"].append(f"{target} {list(shape)}")
         elif placed[target].shape != shape:
@@ -275,77 +270,6 @@ def _listed(problems: Problems) -> str:
         for kind, lines in problems.items()
         if lines
     )
-
-
-def _read(file, placed, channels, changes) -> dict[str, jax.Array]:
-    """Reads the tensors one by one: float32, on the device.
-
-    Args:
-      channels: for some modules, the indices that put their input channels
-        into our order.
-    """
-    flat, dtypes, bad = {}, collections.Counter(), []
-    for target, (name, axes, _) in placed.items():
-        dtype = file.tensors[name].dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{name} is {dtype}: expected floats.")
-        dtypes[str(dtype)] += 1
-        values = file.tensors[name].read().transpose(axes)
-        module, _, leaf = target.rpartition("/")
-        if module in channels and target != _HEAD + "bias":
-            axis = -2 if leaf == "kernel" else 0
-            values = values.take(channels[module], axis)
-        with np.errstate(over="ignore"):
-            single = np.array(values, np.float32, order="C")
-        if dtype.itemsize > 4 and (np.isinf(single) & ~np.isinf(values)).any():
-            raise ValueError(f"{name} has values beyond float32's.")
-        bad += _bad_values(name, leaf, single)
-        flat[target] = jax.device_put(single)
-    if bad:
-        raise ValueError(
-            "The file holds values that no net computes with (compilers can "
-            f"turn NaN into 0, so that outputs look right): {listed(bad)}."
-        )
-    for dtype, count in dtypes.items():
-        if dtype != "float32":
-            changes.append(f"{count} tensors were {dtype}, now float32.")
-    return flat
-
-
-def _bad_values(name, leaf, values) -> list[str]:
-    """What is wrong with the values of a tensor."""
-    if not np.isfinite(values).all():
-        count = np.count_nonzero(~np.isfinite(values))
-        return [f"{name} has {count} NaN or infinite of {values.size}"]
-    if leaf == "var" and (values < 0).any():
-        return [f"{name} has {np.count_nonzero(values < 0)} negative variances"]
-    return []
-
-
-def _to_tree(flat):
-    tree = {
-        collection: {
-            path: value
-            for path, value in flat.items()
-            if (path.rpartition("/")[2] in _STATISTICS)
-            == (collection == "batch_stats")
-        }
-        for collection in ("params", "batch_stats")
-    }
-    return {
-        collection: flax.traverse_util.unflatten_dict(leaves, sep="/")
-        for collection, leaves in tree.items()
-    }
-
-
-def _adapt_stem(kernel: jax.Array, in_channels: int) -> jax.Array:
-    """timm's adapt_input_conv, for any number of channels."""
-    if in_channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    before = kernel.shape[2]
-    repeats = -(-in_channels // before)
-    kernel = jnp.tile(kernel, (1, 1, repeats, 1))[:, :, :in_channels]
-    return kernel * (before / in_channels)
 
 
 def describe(model: DenseNet) -> str:

@@ -3,18 +3,17 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from densenet_jax.weights import layouts
+from densenet_jax.weights.heads import HEAD, Names, droppable, find_heads
 from densenet_jax.weights.layouts import Layout
 from densenet_jax.weights.state_dicts import AVERAGES, listed
 from densenet_jax.weights.structure import NoMatchError, match_structure
 from densenet_jax.weights.tensor_file import TensorFile
 
 Problems = dict[str, list[str]]  # kind -> one line each
-
-HEAD = "classifier"
 
 
 class Placed(NamedTuple):
@@ -44,31 +43,6 @@ class Recognised(NamedTuple):
     changes: list[str]
 
 
-class _Names:
-    """The tensors of a file that may be a net's, by module."""
-
-    def __init__(self, file: TensorFile, names: Sequence[str]):
-        self.file = file
-        self.leaves = {}  # module -> leaf -> name
-        for name in names:
-            module, _, leaf = name.rpartition(".")
-            self.leaves.setdefault(module, {})[leaf] = name
-
-    def shape(self, module: str, *leaves: str) -> tuple[int, ...] | None:
-        for leaf in leaves:
-            if leaf in self.leaves[module]:
-                return self.file.tensors[self.leaves[module][leaf]].shape
-        return None
-
-    def linear(self, module: str) -> tuple[int, int] | None:
-        """(inputs, outputs) of a linear layer; None for another module."""
-        if (shape := self.shape(module, "weight")) and len(shape) == 2:
-            return shape[1], shape[0]
-        if (shape := self.shape(module, "kernel")) and len(shape) == 2:
-            return shape[0], shape[1]
-        return None
-
-
 def recognise(
     file: TensorFile,
     fits: Callable[[Mapping[str, tuple[int, ...]]], bool],
@@ -92,7 +66,7 @@ def recognise(
       ValueError: the file holds no net, or more than one.
     """
     remarks, changes = [], []
-    names = _Names(file, _kept(file, ignore, remarks))
+    names = Names(file, _kept(file, ignore, remarks))
     table = _by_table(names, mapping, prefix, new_head, remarks, changes)
     if table is not None:
         shapes = {path: tensor.shape for path, tensor in table.placed.items()}
@@ -125,10 +99,16 @@ def _kept(file, ignore, remarks) -> list[str]:
             raise ValueError(f"No tensor has a name like ignore={ignore!r}.")
         remarks.append(f"Ignored: {listed(ignored)}.")
         names = [n for n in names if n not in ignored]
+    floats = {
+        n.rpartition(".")[0]
+        for n in names
+        if file.tensors[n].dtype.kind not in "iub"
+        or len(file.tensors[n].shape) > 2
+    }
     strays = [
         n
         for n in names
-        if layouts.STRAY.search(n) or file.tensors[n].dtype.kind in "iub"
+        if layouts.STRAY.search(n) or n.rpartition(".")[0] not in floats
     ]
     if strays:
         remarks.append(f"Left out, as no part of the net: {listed(strays)}.")
@@ -171,13 +151,13 @@ def _by_table(names, mapping, prefix, new_head, remarks, changes):
     if not own and (not modules or 2 * len(modules) < len(inside)):
         return None
     modules |= own
-    heads = _heads(names, rest, modules, start, layout)
+    heads = find_heads(names, rest, modules, start, layout)
     if len(heads) == 1:
         modules[heads[0]] = HEAD
     _say(layout, mapping, start, remarks, changes)
 
     left = [m for m in names.leaves if m not in modules]
-    dropped = _outside(names, left, start, modules, heads, new_head)
+    dropped = droppable(names, left, start, modules, heads, new_head)
     if dropped:
         changes.append(f"Left out: {listed(dropped)}.")
     kept = [m for m in left if m not in dropped]
@@ -241,43 +221,8 @@ def _extended(layout, mapping):
     return dataclasses.replace(layout, **stated)
 
 
-def _heads(names, rest, modules, start, layout) -> list[str]:
-    """The linear layers that may be the classifier: one, where it is clear."""
-    if HEAD in modules.values():
-        return [m for m, path in modules.items() if path == HEAD]
-    norms = [m for m, path in modules.items() if path == "norm5"]
-    shape = norms and names.shape(norms[0], "weight", "gamma", "scale", "bias")
-    linear = {
-        m: found
-        for m in rest
-        if m not in modules and (found := names.linear(m))
-    }
-    first = [m for m, (inputs, _) in linear.items() if (inputs,) == shape]
-    named = [
-        m
-        for m in names.leaves
-        if m not in modules
-        and start.startswith(common := _parent(m, start))
-        and layout.our_module(m[len(common) :]) == HEAD
-    ]
-    if len(first) > 1 and len(set(first) & set(named)) == 1:
-        first = [m for m in first if m in named]
-    if len(first) == 1:
-        (outputs,) = [linear[m][1] for m in first]
-        first += [m for m, (inputs, _) in linear.items() if inputs == outputs]
-        return first
-    return first or named
-
-
-def _parent(module, start):
-    """The part of a net's prefix that a module's name begins with."""
-    while not module.startswith(start):
-        start = start[: start.rstrip(".").rfind(".") + 1]
-    return start
-
-
 def _say(layout, mapping, start, remarks, changes):
-    if layout is not mapping:
+    if layout is not mapping and layout is not layouts.OURS:
         remarks.append(f"The names are those of {layout.name}.")
     if layout.newest_first:
         changes.append(
@@ -287,32 +232,6 @@ def _say(layout, mapping, start, remarks, changes):
         )
     if start:
         remarks.append(f"Prefixes left out: {start}")
-
-
-def _outside(names, left, start, modules, heads, new_head) -> list[str]:
-    """The modules that may be left out with a word."""
-    dropped = []
-    if new_head:
-        # Layers after the pooling read vectors.
-        dropped += [
-            m
-            for m in left
-            if all(
-                len(names.file.tensors[name].shape) <= 2
-                for name in names.leaves[m].values()
-            )
-            and (m in heads or not m.startswith(f"{start}features"))
-            and not _is_body(m, start)
-        ]
-    ends = [m for m, path in modules.items() if path == HEAD]
-    whole = all(m.startswith(start) for m in ends)
-    if start and (ends or new_head) and whole:
-        dropped += [m for m in left if not m.startswith(start)]
-    return list(dict.fromkeys(dropped))
-
-
-def _is_body(module, start):
-    return re.search(r"block|layer\d|trans", module[len(start) :]) is not None
 
 
 def _place(names, modules, left, changes) -> tuple[dict, Problems]:
@@ -348,11 +267,11 @@ def _by_structure(names, remarks) -> Recognised:
     file = names.file
     if not file.ordered:
         raise NoMatchError(f"{file.container} files do not keep their order.")
-    shapes = {
-        name: file.tensors[name].shape
-        for leaves in names.leaves.values()
-        for name in leaves.values()
-    }
+    shapes = {}
+    for module, leaves in names.leaves.items():
+        for leaf, name in leaves.items():
+            leaf, shape = layouts.as_torch(leaf, file.tensors[name].shape)
+            shapes[f"{module}.{leaf}"] = shape
     modules = match_structure(shapes)
     changes = [
         "The names follow no known layout: the layers were recognised by "
@@ -361,5 +280,6 @@ def _by_structure(names, remarks) -> Recognised:
         "check the outputs."
     ]
     placed, problems = _place(names, modules, [], changes)
-    layout = Layout("order and shapes", {})
+    epsilon = layouts.KERAS_EPSILON if file.container == "keras" else 1e-5
+    layout = Layout("order and shapes", {}, norm_epsilon=epsilon)
     return Recognised(layout, placed, problems, [], remarks, changes)

@@ -65,8 +65,13 @@ def find(tree: Any, prefix: str | None = None) -> Found:
     Raises:
       ValueError: there are none, or several nets.
     """
-    candidates = {
-        key: value for key, value in _walk(tree) if _is_candidate(value)
+    places = dict(_walk(tree))
+    candidates = {k: v for k, v in places.items() if _is_candidate(v)}
+    # Or else a dict of tensors whose names are no paths.
+    candidates = candidates or {
+        key: value
+        for key, value in places.items()
+        if isinstance(value, dict) and _named_tensors(value)[0]
     }
     if not candidates:
         raise ValueError(_nothing(tree))

@@ -79,10 +79,18 @@ class _Archive:
     def read(self, name):
         """The bytes of an entry, a view of the file."""
         if name not in self._checked:
-            self._checked[name] = self._check(name)
+            content = self._bytes[self._place(name)]
+            expected = self._entries[name].CRC
+            if self._checks and zlib.crc32(content) != expected:
+                raise ValueError(
+                    f"Entry {name!r} is damaged: its checksum does not fit. "
+                    "Copy or download the file again."
+                )
+            self._checked[name] = content
         return self._checked[name]
 
-    def _check(self, name):
+    def _place(self, name):
+        """Where the bytes of an entry lie."""
         entry = self._entries.get(name)
         if entry is None:
             raise ValueError(f"The zip file has no entry {name!r}.")
@@ -108,21 +116,14 @@ class _Archive:
                 f"Entry {name!r} claims {entry.file_size} bytes, more than "
                 "the file has left."
             )
-        content = self._bytes[start : start + entry.file_size]
-        if self._checks and zlib.crc32(content) != entry.CRC:
-            raise ValueError(
-                f"Entry {name!r} is damaged: its checksum does not fit. Copy "
-                "or download the file again."
-            )
-        return content
+        return slice(start, start + entry.file_size)
 
     def _storage(self, dtype, key, count, view):
         if view is not None:
             raise TypeError
         name = f"{self._root}data/{key}"
-        if name not in self._entries:
-            raise ValueError(f"The zip file has no entry {name!r}.")
-        size = self._entries[name].file_size
+        place = self._place(name)
+        size = place.stop - place.start
         if size != count * dtype.itemsize:
             raise ValueError(
                 f"Storage {key!r} has {size} bytes, but {count} values of "
