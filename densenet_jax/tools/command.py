@@ -9,7 +9,10 @@ from absl import logging
 
 from densenet_jax.data.preprocessing import Preprocessing
 
-WEIGHTS_HELP = "a PyTorch, .safetensors or Keras file, or a run's directory"
+WEIGHTS_HELP = (
+    "a PyTorch, .safetensors or Keras file, a run's directory, or published "
+    "weights by name: torchvision/densenet121, hf://ORG/REPO, https://..."
+)
 
 
 def run(
