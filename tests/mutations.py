@@ -92,7 +92,8 @@ def _try(path: Path, whole: dict[str, np.ndarray] | None) -> str:
 
 
 def _values(file: TensorFile) -> dict[str, np.ndarray]:
-    values = {name: tensor.read() for name, tensor in file.tensors.items()}
+    # Copies: the file that they are views of will be written to.
+    values = {n: np.array(t.read()) for n, t in file.tensors.items()}
     for name, tensor in file.tensors.items():
         assert values[name].shape == tensor.shape
         assert values[name].dtype == tensor.dtype

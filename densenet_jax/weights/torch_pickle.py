@@ -192,6 +192,21 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _DAMAGE = (IndexError, KeyError, TypeError, AttributeError, OverflowError)
 
 
+def _instructions(program):
+    """As genops, which checks every length against the program's."""
+    instructions = pickletools.genops(program)
+    while True:
+        try:
+            instruction = next(instructions, None)
+        except ValueError as error:
+            raise ValueError(
+                f"The pickle is damaged: {error!s:.100}."
+            ) from error
+        if instruction is None:
+            return
+        yield instruction
+
+
 class Interpreter:
     """A stack machine for the pickle instructions of torch.save."""
 
@@ -210,8 +225,7 @@ class Interpreter:
         """
         opcode = None
         try:
-            # genops checks every length against the program's.
-            for opcode, argument, _ in pickletools.genops(program):
+            for opcode, argument, _ in _instructions(program):
                 self._step(opcode.name, argument)
             return self._stack.pop()
         except _DAMAGE as error:
