@@ -69,8 +69,9 @@ def open_tensors(path: str | Path) -> TensorFile:
       ValueError: not a file of weights, or one that is not read: the message
         says what to do.
     """
-    if Path(path).is_dir():
-        return _open_run(Path(path))
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _open_run(path)
     with open(path, "rb") as file:
         start = file.read(16)
     opened = None
