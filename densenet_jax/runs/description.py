@@ -38,11 +38,14 @@ def of_config(config: Mapping[str, Any]) -> Description:
     """What the config of a run or of a checkpoint says, as JSON values."""
     found = config.get("preprocessing")
     names, shape = config.get("class_names"), config.get("image_shape")
+    # Runs of earlier versions do not say so, and learned nothing else.
+    trained = "optimizer" in config
+    task = config.get("task", "classification" if trained else None)
     return Description(
         preprocessing=found
         and {key: found[key] for key in PREPROCESSING if key in found},
         class_names=names and tuple(names),
-        task=config.get("task"),
+        task=task,
         image_shape=shape and tuple(shape),
     )
 

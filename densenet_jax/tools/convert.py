@@ -22,6 +22,7 @@ import numpy as np
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
+from densenet_jax.runs.description import to_config
 from densenet_jax.tools import command
 from densenet_jax.weights import containers, export, layouts, load
 
@@ -41,11 +42,7 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, or a directory without an ending."
         )
-    model, variables, remarks, changes, _ = load.load_weights(
-        source, mapping=arguments.mapping
-    )
-    for line in remarks + changes:
-        print(line)
+    model, variables, description = command.load(source, arguments.mapping)
     print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
@@ -63,13 +60,20 @@ def convert(arguments: argparse.Namespace) -> None:
 
         with replacing(target) as temporary:
             manager.save_variables(
-                temporary, variables, {"model": _attributes(model)}
+                temporary,
+                variables,
+                {"model": _attributes(model), **to_config(description)},
             )
     else:
         if target.suffix in _TORCH:
             _save_pth(variables, target)
         else:
             export.save_torch(variables, target)
+        if description.preprocessing:
+            print(
+                f"{target.name} does not hold what {source} says of "
+                "preprocessing and classes; a directory would."
+            )
         if model.norm_epsilon != DenseNet.norm_epsilon:
             print(
                 f"The norms' epsilon is {model.norm_epsilon}, which PyTorch "
@@ -109,12 +113,12 @@ def _import(name, purpose):
         ) from error
 
 
-def _verify(source: Path, model: DenseNet, variables) -> None:
+def _verify(source: str, model: DenseNet, variables) -> None:
     """Compares logits for random images with torchvision's module."""
     torch = _import("torch", "--verify compares with PyTorch: leave it out")
     net = _torchvision_net(model, variables["params"]["conv0"]["kernel"])
     try:
-        net.load_state_dict(_read_with_torch(torch, source))
+        net.load_state_dict(_read_with_torch(torch, command.path(source)))
         checked = "which loaded the file by itself"
     except RuntimeError:
         net.load_state_dict(_torch_state_dict(torch, variables))
@@ -200,11 +204,11 @@ def _torchvision_net(model: DenseNet, kernel: jax.Array):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("convert", __doc__)
-    parser.add_argument("src", type=Path)
-    parser.add_argument("dst", type=Path)
+    parser.add_argument("src")
+    parser.add_argument("dst", type=command.path)
     parser.add_argument(
         "--mapping",
-        type=Path,
+        type=command.path,
         metavar="FILE",
         help="names of a net that follows no known layout: see "
         "densenet_jax.weights.layouts.read_mapping",

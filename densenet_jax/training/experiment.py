@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -228,7 +229,8 @@ def open_split(config: ConfigDict, split: str) -> Source:
       ValueError: as `open_source`.
     """
     data = config.dataset
-    return open_source(data.name, split, data.data_dir, data.on_error)
+    data_dir = data.data_dir and os.path.expanduser(data.data_dir)
+    return open_source(data.name, split, data_dir, data.on_error)
 
 
 def make_preprocessing(

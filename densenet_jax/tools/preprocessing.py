@@ -1,0 +1,192 @@
+"""What happens to an image before the net, by options or as its file says."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from densenet_jax.data.preprocessing import Preprocessing
+from densenet_jax.models.densenet import DenseNet
+from densenet_jax.models.options import check_images
+from densenet_jax.runs.description import Description
+
+# For nets whose files say nothing, by their stem; mean and std for pixels in
+# 0 ... 1. torchvision's, and those of the most widely used CIFAR-10 code.
+_GUESSES = {
+    "imagenet": (
+        "torchvision's for ImageNet",
+        {
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "image_size": 224,
+            "resize_size": 256,
+        },
+    ),
+    "cifar": (
+        "usual for CIFAR-10",
+        {
+            "mean": (0.4914, 0.4822, 0.4465),
+            "std": (0.2470, 0.2435, 0.2616),
+            "image_size": 32,
+        },
+    ),
+}
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """Adds --mean and --std in PyTorch's units, --image_size, --resize_size."""
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}",
+            type=_fractions,
+            metavar="R,G,B",
+            help=f"{name} of each channel, for pixels in 0 ... 1 (as the run "
+            "or the file says, or else a guess, which is printed)",
+        )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help="height and width of the central crop (likewise)",
+    )
+    parser.add_argument(
+        "--resize_size",
+        type=int,
+        help="the shorter side before the crop (likewise; with another "
+        "--image_size in proportion to it)",
+    )
+
+
+def choose(
+    arguments: argparse.Namespace,
+    model: DenseNet,
+    channels: int,
+    description: Description,
+    stored_size: Sequence[int | None] = (None, None),
+) -> Preprocessing:
+    """The preprocessing for a net; prints what of it is a guess.
+
+    Each value is the option's, or else the description's, or else a guess.
+
+    Args:
+      arguments: with the options of `add_preprocessing`.
+      model: the net.
+      channels: that it reads.
+      description: of the net.
+      stored_size: (height, width) of all images, where they are of one; a
+        guess leaves them as they are.
+
+    Raises:
+      ValueError: options that do not fit together, the channels or the net.
+    """
+    known = _known(description, channels)
+    origin, guess = _guess(model, channels, stored_size)
+    guess = {key: value for key, value in guess.items() if key not in known}
+    if "image_size" in known:
+        guess.pop("resize_size", None)
+    given = {
+        name: value
+        for name in ("mean", "std", "image_size", "resize_size")
+        if (value := getattr(arguments, name)) is not None
+    }
+    _check_units(given, channels)
+    if "image_size" in given and "resize_size" not in given:
+        given["resize_size"] = _in_proportion(given, guess | known)
+    if guess.keys() - given.keys():
+        print(_said(guess, given, origin))
+    chosen = guess | known | given
+    size, resize = chosen.get("image_size"), chosen.get("resize_size")
+    if resize and not 0 < (size or 0) <= resize:
+        raise ValueError(
+            f"--image_size is {size}: must lie in 1 ... --resize_size, which "
+            f"is {resize}."
+        )
+    if size:
+        check_images(model, (1, size, size, channels), train=False)
+    return Preprocessing(
+        mean=tuple(255 * value for value in chosen["mean"]),
+        std=tuple(255 * value for value in chosen["std"]),
+        image_size=size,
+        resize_size=resize,
+        ten_crop=bool(chosen.get("ten_crop")),
+    )
+
+
+def _known(description: Description, channels: int) -> dict[str, Any]:
+    """What a net's description says, mean and std for pixels in 0 ... 1."""
+    found = dict(description.preprocessing or {})
+    for name in ("mean", "std"):
+        values = found.pop(name, None)
+        if values:
+            values = [value / 255 for value in values]
+            found[name] = _for_channels(values, channels)
+    if "image_size" in found and found["image_size"] is None:
+        height, width = (description.image_shape or (None, None))[:2]
+        # Images as stored, all of this size: others are resized to it.
+        if height == width:
+            found["image_size"] = height
+    return found
+
+
+def _guess(
+    model: DenseNet, channels: int, stored_size: Sequence[int | None]
+) -> tuple[str, dict[str, Any]]:
+    origin, values = _GUESSES["cifar" if model.stem == "cifar" else "imagenet"]
+    values = dict(values)
+    for name in ("mean", "std"):
+        values[name] = _for_channels(values[name], channels)
+    if None not in stored_size:
+        values["image_size"] = values["resize_size"] = None
+    return origin, values
+
+
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Their mean where there are others than the net reads, as for grey."""
+    if len(values) in (1, channels):
+        return tuple(values)
+    return (sum(values) / len(values),)
+
+
+def _in_proportion(
+    given: Mapping[str, Any], before: Mapping[str, Any]
+) -> int | None:
+    """The resize_size that keeps the share of the image that is seen."""
+    size, resize = before.get("image_size"), before.get("resize_size")
+    return resize and round(given["image_size"] * resize / size)
+
+
+def _said(
+    guess: Mapping[str, Any], given: Mapping[str, Any], origin: str
+) -> str:
+    guessed = [
+        f"--{name}={_join(value) if isinstance(value, tuple) else value}"
+        for name, value in guess.items()
+        if name not in given and value is not None
+    ]
+    return (
+        "The file does not say how its images were prepared. Assumed "
+        f"{' '.join(guessed)} ({origin}); these options change it."
+    )
+
+
+def _check_units(given: Mapping[str, Any], channels: int) -> None:
+    if not all(given.get("std", [1])):
+        raise ValueError("--std is 0: must be positive.")
+    for name in given.keys() & {"mean", "std"}:
+        if len(given[name]) not in (1, channels):
+            raise ValueError(
+                f"--{name}={_join(given[name])} has {len(given[name])} values: "
+                f"the net reads {channels} channels."
+            )
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    if not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not in 0 ... 1; divide by 255 what is meant for "
+            "pixels in 0 ... 255"
+        )
+    return values
+
+
+def _join(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
