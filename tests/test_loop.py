@@ -9,6 +9,7 @@ import pytest
 from configs import digits
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.curves import read_metrics
+from densenet_jax.runs.directory import read_config
 from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.training import loop
 from densenet_jax.training.experiment import build
@@ -87,9 +88,13 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished):
     config, workdir, result = finished
-    assert json.loads((workdir / "config.json").read_text()) == json.loads(
-        config.to_json()
-    )
+    assert json.loads((workdir / "config.json").read_text()) == {
+        **json.loads(config.to_json()),
+        "class_names": None,  # the digits have none
+        "task": "classification",
+        "image_shape": [8, 8, 1],
+    }
+    assert read_config(workdir) == json.loads(config.to_json())
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())
     records = _records(workdir)

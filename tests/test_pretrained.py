@@ -108,7 +108,7 @@ def test_a_frozen_body_has_running_statistics(pretrained, tmp_path):
     config.optimizer.weight_decay = 0.0
     config.preprocessing.shift = 0
     built = build(config)
-    state = start._start_from(config, built)
+    state = start._start_from(path, config, built)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (240, 8, 8, 1), np.uint8),

@@ -96,15 +96,15 @@ def class_names(
     if file is not None:
         names, origin = file.read_text().splitlines(), f"{file} has"
     elif description.class_names is not None:
-        names, origin = description.class_names, "The weights' file names"
+        names, origin = description.class_names, "The file of the weights has"
     elif num_classes == 1000:
         return imagenet_classes()
     else:
         names = [""] * num_classes
     if len(names) != num_classes:
         raise ValueError(
-            f"{origin} {len(names)} classes: expected one for each of the "
-            f"net's {num_classes}. --classes=FILE names them, one a line."
+            f"{origin} {len(names)} names: expected one for each of the net's "
+            f"{num_classes} classes. --classes=FILE has one a line."
         )
     readable = imagenet_synsets()
     return [

@@ -130,12 +130,10 @@ def _guess(
     model: DenseNet, channels: int, stored_size: Sequence[int | None]
 ) -> tuple[str, dict[str, Any]]:
     origin, values = _GUESSES["cifar" if model.stem == "cifar" else "imagenet"]
-    values = dict(values)
-    for name in ("mean", "std"):
-        values[name] = _for_channels(values[name], channels)
-    if None not in stored_size:
-        values["image_size"] = values["resize_size"] = None
-    return origin, values
+    units = {
+        name: _for_channels(values[name], channels) for name in ("mean", "std")
+    }
+    return origin, units if None not in stored_size else values | units
 
 
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -159,7 +157,7 @@ def _said(
     guessed = [
         f"--{name}={_join(value) if isinstance(value, tuple) else value}"
         for name, value in guess.items()
-        if name not in given and value is not None
+        if name not in given
     ]
     return (
         "The file does not say how its images were prepared. Assumed "
