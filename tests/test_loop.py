@@ -5,13 +5,15 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
+from densenet_jax.runs import description
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.curves import read_metrics
 from densenet_jax.runs.directory import read_config
 from densenet_jax.tasks.classification import CLASSIFICATION
-from densenet_jax.training import loop
+from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import build
 
 
@@ -347,6 +349,89 @@ def test_a_changed_config_is_said(finished, capsys):
     )
     assert again == result
     assert "optimizer.momentum was 0.9, is 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("schedule", "before", "after"),
+    [
+        ({"schedule.name": "step"}, "0.00375", "0.0375"),
+        ({"schedule.name": "cosine"}, "0", "0.0"),
+    ],
+)
+def test_a_rate_that_jumps_is_said(tmp_path, capsys, schedule, before, after):
+    """A longer run moves the boundaries, which are shares of it."""
+    config = _config(**schedule)
+    loop.train_and_evaluate(config, tmp_path)
+    capsys.readouterr()
+    loop.train_and_evaluate(config, tmp_path)
+    assert "learning rate" not in capsys.readouterr().out
+
+    config.epochs = 4.0
+    loop.train_and_evaluate(config, tmp_path)
+    (said,) = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "learning rate" in line
+    ]
+    was, now = said.split(" was ")[1].split(" by ")[0], said.split(" is ")[1]
+    assert (was, now) == (before, after)
+
+
+def _folders(root, *names, size=8):
+    """A train and a test image for each class."""
+    for split in ("train", "val"):
+        for i, name in enumerate(names):
+            path = root / split / name / "1.png"
+            path.parent.mkdir(parents=True)
+            pixels = np.full((size, size, 3), 40 * i, np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+def _folder_config(root, **changes):
+    return _config(
+        **{
+            "dataset.name": "folder",
+            "dataset.data_dir": str(root),
+            "dataset.test_split": "val",
+            "preprocessing.image_size": 8,
+            "preprocessing.resize_size": 8,
+            "batch_size": 8,
+            "optimizer.base_batch_size": 8,
+            "epochs": 8.0,
+            "eval_every_epochs": 8.0,
+            "checkpoint.every_epochs": 8.0,
+            **changes,
+        }
+    )
+
+
+def test_other_classes_are_refused(tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    _folders(data, "1", "10", "2")
+    config = _folder_config(data)
+    loop.train_and_evaluate(config, workdir)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["class_names"] == ["1", "10", "2"]
+    assert loop.evaluate_best(config, workdir)
+
+    for split in ("train", "val"):
+        (data / split / "2").rename(data / split / "0")
+    message = r"class 0 was '1', is '0'\. Restore"
+    with pytest.raises(ValueError, match=message):
+        loop.evaluate_best(config, workdir)
+    config.epochs = 16.0
+    with pytest.raises(ValueError, match=message):
+        loop.train_and_evaluate(config, workdir)
+
+
+def test_classes_that_the_data_lack_are_named_too(tmp_path):
+    _folders(tmp_path, "cat", "dog")
+    config = _folder_config(tmp_path, **{"model.num_classes": 3})
+    saved = start.config_to_save(config, build(config))
+    assert saved["class_names"] == ["cat", "dog", "class 2"]
+    # As a checkpoint of another data set of as many classes would be.
+    names = saved["class_names"]
+    assert not description.name_difference(names, list(names))
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

@@ -58,11 +58,7 @@ def class_indices(
     if known is None and num_classes == 1000:
         known = list(imagenet_synsets())
     if known is not None and source.class_names is not None:
-        places = _places(known)
-        found = [
-            places.get(name, places.get(_plain(name)))
-            for name in source.class_names
-        ]
+        found = _places(known, source.class_names)
         if None not in found:
             if found != same:
                 print(
@@ -81,19 +77,24 @@ def class_indices(
                 f"are none of the net's: {_some(missing)}. The net's "
                 f"{num_classes:,} are {_some(known)}. {_HINT}"
             )
-    if num_classes != source.num_classes:
-        names = source.class_names
+    names = source.class_names
+    if num_classes < source.num_classes or (
+        known is not None and num_classes > source.num_classes
+    ):
         raise ValueError(
             f"The net tells {num_classes:,} classes apart and the data set has "
             f"{source.num_classes:,}"
             + (f" ({_some(names)}), not the net's names" if names else "")
             + f". {_HINT}"
         )
-    if known is None and source.class_names is not None:
+    if description.class_names is None and (
+        names is not None or num_classes > source.num_classes
+    ):
         print(
-            "The file does not name its classes. Assumed the order of the "
-            f"data set's: {_some(source.class_names)}; --class_indices changes "
-            "it."
+            f"The file does not name its {num_classes:,} classes. Assumed the "
+            f"order of the data set's {source.num_classes:,}"
+            + (f" ({_some(names)})" if names else "")
+            + "; --class_indices changes it."
         )
     return same
 
@@ -113,13 +114,20 @@ def _given(option: str, count: int, num_classes: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def _places(names: Sequence[str]) -> dict[str, int]:
-    """The place of each name, also as it reads, and without case."""
+def _places(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """Where each name is among the known ones; None where it is not.
+
+    As it is, or else without case, or as ImageNet's folders read.
+    """
     readable = imagenet_synsets()
-    places = {}
-    for spell in (lambda n: _plain(readable.get(n, n)), _plain, str):
-        places |= {spell(name): i for i, name in enumerate(names)}
-    return places
+    found = [None] * len(names)
+    for spell in (str, _plain, lambda name: _plain(readable.get(name, name))):
+        places = {spell(name): i for i, name in enumerate(known)}
+        found = [
+            places.get(spell(name)) if place is None else place
+            for name, place in zip(names, found)
+        ]
+    return found
 
 
 def _plain(name: str) -> str:
