@@ -317,12 +317,13 @@ def test_a_checkpoint_past_the_end_is_refused(finished):
         loop.train_and_evaluate(_config(epochs=0.5), workdir)
 
 
-def test_a_finished_run_can_be_made_longer(finished, tmp_path):
+def test_a_finished_run_can_be_made_longer(finished, tmp_path, capsys):
     _, workdir, _ = finished
     longer = tmp_path / "longer"
     shutil.copytree(workdir, longer)
     before = _records(longer)
     loop.train_and_evaluate(_config(epochs=1.4), longer)
+    assert "learning rate at step 6 was 0 by" in capsys.readouterr().out
     after = _records(longer)
     assert after[: len(before)] == before
     assert after[-1]["step"] == round(1.4 * 1437 / 240)
@@ -352,29 +353,27 @@ def test_a_changed_config_is_said(finished, capsys):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "before", "after"),
+    ("schedule", "rates"),
     [
-        ({"schedule.name": "step"}, "0.00375", "0.0375"),
-        ({"schedule.name": "cosine"}, "0", "0.0"),
+        (
+            {"schedule.name": "step"},
+            "was 0.00375 by the saved config and is",
+        ),
+        (
+            {"schedule.name": "cosine"},
+            # 0.375 (1 + cos(pi / 4)) / 2
+            "was 0 by the saved config and is 0.32 now",
+        ),
     ],
+    ids=str,
 )
-def test_a_rate_that_jumps_is_said(tmp_path, capsys, schedule, before, after):
-    """A longer run moves the boundaries, which are shares of it."""
-    config = _config(**schedule)
-    loop.train_and_evaluate(config, tmp_path)
-    capsys.readouterr()
-    loop.train_and_evaluate(config, tmp_path)
-    assert "learning rate" not in capsys.readouterr().out
-
-    config.epochs = 4.0
-    loop.train_and_evaluate(config, tmp_path)
-    (said,) = [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if "learning rate" in line
-    ]
-    was, now = said.split(" was ")[1].split(" by ")[0], said.split(" is ")[1]
-    assert (was, now) == (before, after)
+def test_a_rate_that_jumps_is_said(capsys, schedule, rates):
+    """A run of four times the epochs moves all shares of it."""
+    saved = json.loads(_config(**schedule).to_json())
+    start._say_other_rate(saved, build(_config(epochs=4.0, **schedule)), 6)
+    assert f"learning rate at step 6 {rates}" in capsys.readouterr().out
+    start._say_other_rate(saved, build(_config(**schedule)), 6)
+    assert capsys.readouterr().out == ""
 
 
 def _folders(root, *names, size=8):
