@@ -209,7 +209,7 @@ def test_a_converted_directory_is_started_from(converted, monkeypatch, capsys):
     assert _trained(config, workdir).step == 6
     steps = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert {"0", "6"} <= steps
-    assert "4" not in steps or "5" not in steps
+    assert len(steps) <= 3  # and the best
 
 
 def test_a_converted_directory_is_evaluated(converted, capsys):
