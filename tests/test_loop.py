@@ -13,6 +13,7 @@ from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.curves import read_metrics
 from densenet_jax.runs.directory import read_config
 from densenet_jax.tasks.classification import CLASSIFICATION
+from densenet_jax.tools import evaluate
 from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import build
 
@@ -124,6 +125,23 @@ def test_eval_mode_agrees_and_changes_nothing(finished, capsys):
     )
     assert f"test top-1 {best['top1']:.2%}" in capsys.readouterr().out
     assert _files(workdir) == before
+
+
+def test_tools_evaluate_agrees_with_eval_mode(finished, capsys):
+    """It takes the run's preprocessing: no option says it."""
+    config, workdir, _ = finished
+    best = loop.evaluate_best(config, workdir)
+    assert "changed" not in capsys.readouterr().out
+    assert evaluate.main([f"--weights={workdir}", "--dataset=digits"]) == 0
+    said = f"top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%}, loss "
+    assert f"{said}{best['loss']:.4f}" in capsys.readouterr().out
+
+
+def test_eval_mode_says_other_preprocessing(finished, capsys):
+    _, workdir, _ = finished
+    loop.evaluate_best(_config(**{"preprocessing.mean": (0.0,)}), workdir)
+    said = "changed config: preprocessing.mean was [77.8], is [0.0]"
+    assert said in capsys.readouterr().out
 
 
 def test_starting_a_finished_run_again_trains_no_further(finished):

@@ -1,11 +1,14 @@
 """predict, cam, evaluate and convert use what a run says of its net."""
 
+import argparse
 import importlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from densenet_jax import load_pretrained, save_torch
@@ -284,8 +287,6 @@ def test_paths_may_begin_at_home(run, file, command, tmp_path, monkeypatch):
 
 
 def _options(**given):
-    import argparse
-
     names = ("mean", "std", "image_size", "resize_size")
     return argparse.Namespace(**{**dict.fromkeys(names), **given})
 
@@ -338,12 +339,24 @@ def test_only_what_is_assumed_is_said(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_ten_crops_are_for_evaluation():
+    """As the run does, where the command can and the option does not say."""
+    stated = Description(
+        {"mean": [0.0], "std": [1.0], "image_size": 16, "ten_crop": True}
+    )
+
+    def ten_crop(**given):
+        return preprocessing.choose(
+            _options(**given), MODEL, 3, stated
+        ).ten_crop
+
+    assert not ten_crop()  # predict
+    assert ten_crop(ten_crop=None)
+    assert not ten_crop(ten_crop=False)
+
+
 def test_imagenets_folders_are_those_of_tfds():
     """Against the list that TensorFlow Datasets numbers its labels by."""
-    from pathlib import Path
-
-    import tensorflow_datasets as tfds
-
     root = Path(tfds.__file__).parent / "datasets/imagenet2012"
     assert list(images.imagenet_synsets()) == (
         (root / "labels.txt").read_text().split()

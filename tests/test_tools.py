@@ -303,7 +303,7 @@ def test_predict_refuses(fails, tmp_path):
     message = fails("predict", weights, path, "--resize_size=200")
     assert "--image_size is 224: must lie in 1 ... --resize_size" in message
     message = fails("predict", weights, path, "--image_size=4")
-    assert "height and width of 8 or more" in message
+    assert "height and width of 5 or more" in message
     assert "must be positive" in fails("predict", weights, path, "--std=0")
 
 

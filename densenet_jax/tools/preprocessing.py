@@ -7,10 +7,12 @@ from typing import Any
 from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.options import check_images
-from densenet_jax.runs.description import Description
+from densenet_jax.runs.description import PREPROCESSING, Description
 
-# For nets whose files say nothing, by their stem; mean and std for pixels in
-# 0 ... 1. torchvision's, and those of the most widely used CIFAR-10 code.
+# Options for pixels in 0 ... 1, where `Preprocessing` has 0 ... 255.
+_UNITS = ("mean", "std")
+
+# For nets whose files say nothing, by their stem; in the options' units.
 _GUESSES = {
     "imagenet": (
         "torchvision's for ImageNet",
@@ -34,7 +36,7 @@ _GUESSES = {
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     """Adds --mean and --std in PyTorch's units, --image_size, --resize_size."""
-    for name in ("mean", "std"):
+    for name in _UNITS:
         parser.add_argument(
             f"--{name}",
             type=_fractions,
@@ -67,7 +69,8 @@ def choose(
     Each value is the option's, or else the description's, or else a guess.
 
     Args:
-      arguments: with the options of `add_preprocessing`.
+      arguments: with the options of `add_preprocessing`; a command that can
+        take ten crops has the option of that name too.
       model: the net.
       channels: that it reads.
       description: of the net.
@@ -84,10 +87,12 @@ def choose(
         guess.pop("resize_size", None)
     given = {
         name: value
-        for name in ("mean", "std", "image_size", "resize_size")
-        if (value := getattr(arguments, name)) is not None
+        for name in PREPROCESSING
+        if (value := getattr(arguments, name, None)) is not None
     }
     _check_units(given, channels)
+    for name in given.keys() & set(_UNITS):
+        given[name] = _as_stored(given[name])
     if "image_size" in given and "resize_size" not in given:
         given["resize_size"] = _in_proportion(given, guess | known)
     if guess.keys() - given.keys():
@@ -102,21 +107,20 @@ def choose(
     if size:
         check_images(model, (1, size, size, channels), train=False)
     return Preprocessing(
-        mean=tuple(255 * value for value in chosen["mean"]),
-        std=tuple(255 * value for value in chosen["std"]),
+        mean=chosen["mean"],
+        std=chosen["std"],
         image_size=size,
         resize_size=resize,
-        ten_crop=bool(chosen.get("ten_crop")),
+        ten_crop="ten_crop" in arguments and bool(chosen.get("ten_crop")),
     )
 
 
 def _known(description: Description, channels: int) -> dict[str, Any]:
-    """What a net's description says, mean and std for pixels in 0 ... 1."""
+    """What a net's description says, as `Preprocessing` has it."""
     found = dict(description.preprocessing or {})
-    for name in ("mean", "std"):
+    for name in _UNITS:
         values = found.pop(name, None)
         if values:
-            values = [value / 255 for value in values]
             found[name] = _for_channels(values, channels)
     if "image_size" in found and found["image_size"] is None:
         height, width = (description.image_shape or (None, None))[:2]
@@ -131,9 +135,15 @@ def _guess(
 ) -> tuple[str, dict[str, Any]]:
     origin, values = _GUESSES["cifar" if model.stem == "cifar" else "imagenet"]
     units = {
-        name: _for_channels(values[name], channels) for name in ("mean", "std")
+        name: _for_channels(_as_stored(values[name]), channels)
+        for name in _UNITS
     }
     return origin, units if None not in stored_size else values | units
+
+
+def _as_stored(values: Sequence[float]) -> tuple[float, ...]:
+    """For pixels in 0 ... 255 what is meant for pixels in 0 ... 1."""
+    return tuple(255 * value for value in values)
 
 
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -155,7 +165,8 @@ def _said(
     guess: Mapping[str, Any], given: Mapping[str, Any], origin: str
 ) -> str:
     guessed = [
-        f"--{name}={_join(value) if isinstance(value, tuple) else value}"
+        f"--{name}="
+        + (_join([v / 255 for v in value]) if name in _UNITS else str(value))
         for name, value in guess.items()
         if name not in given
     ]
@@ -168,7 +179,7 @@ def _said(
 def _check_units(given: Mapping[str, Any], channels: int) -> None:
     if not all(given.get("std", [1])):
         raise ValueError("--std is 0: must be positive.")
-    for name in given.keys() & {"mean", "std"}:
+    for name in given.keys() & set(_UNITS):
         if len(given[name]) not in (1, channels):
             raise ValueError(
                 f"--{name}={_join(given[name])} has {len(given[name])} values: "

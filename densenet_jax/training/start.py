@@ -115,6 +115,7 @@ def restore_best(
             "Restore their names, or use densenet_jax.tools.evaluate, which "
             "finds each class by its name."
         )
+    _say_other_preprocessing(saved, experiment)
     if step:
         check_network(saved, experiment.model)
         return step, checkpoints.restore(step, experiment.abstract_state)
@@ -177,6 +178,20 @@ def _other_pixels(loaded: Loaded, experiment: Experiment) -> list[str]:
     return [
         f"The weights were trained with preprocessing.{'; '.join(differing)}."
     ] * bool(differing)
+
+
+def _say_other_preprocessing(
+    saved: Mapping[str, Any], experiment: Experiment
+) -> None:
+    """Says what of the evaluation is not as the net was trained for."""
+    trained = description.of_config(saved).preprocessing or {}
+    given = {key: getattr(experiment.preprocessing, key) for key in trained}
+    changed = directory.differences(
+        directory.flatten({"preprocessing": trained}),
+        directory.flatten({"preprocessing": given}),
+    )
+    if changed:
+        say(f"Evaluating with a changed config: {'; '.join(changed.values())}")
 
 
 def _check_task(saved: Mapping[str, Any]) -> None:
