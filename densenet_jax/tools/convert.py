@@ -69,7 +69,7 @@ def convert(arguments: argparse.Namespace) -> None:
             _save_pth(variables, target)
         else:
             export.save_torch(variables, target)
-        if description.preprocessing:
+        if description.preprocessing or description.class_names:
             print(
                 f"{target.name} does not hold what {source} says of "
                 "preprocessing and classes; a directory would."
