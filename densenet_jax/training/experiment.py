@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -229,8 +228,7 @@ def open_split(config: ConfigDict, split: str) -> Source:
       ValueError: as `open_source`.
     """
     data = config.dataset
-    data_dir = data.data_dir and os.path.expanduser(data.data_dir)
-    return open_source(data.name, split, data_dir, data.on_error)
+    return open_source(data.name, split, data.data_dir, data.on_error)
 
 
 def make_preprocessing(
