@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from densenet_jax import create_model, load_pretrained, save_torch
 from densenet_jax.weights.containers import open_tensors
-from tests.torch_files import write
+from tests.torch_writer import write
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3))
 IMAGES = IMAGES.astype(np.float32)

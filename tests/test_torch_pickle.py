@@ -1,5 +1,6 @@
 """Reading torch's files: what is in them, and what must not be run."""
 
+import os
 import pickle
 import zipfile
 
@@ -7,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from densenet_jax.weights import torch_pickle
+from densenet_jax.weights import torch_files
 from densenet_jax.weights.containers import open_tensors
-from tests import torch_files
-from tests.torch_files import Items, Raw, call, write
+from tests import torch_writer as writer
+from tests.torch_writer import Items, Raw, call, write
 
 
 @pytest.fixture
@@ -37,18 +38,21 @@ def test_reads_what_was_written(path):
             "e": np.arange(3),
         },
     }
-    read = torch_pickle.load(write(path, tree))
+    read, remarks = torch_files.load_zip(write(path, tree))
+    assert remarks == []
     assert read.keys() == tree.keys()
     assert read["epoch"] == 300
     assert read["lr"] == 0.1
     assert read["flags"] == [True, False, None]
     for name, value in tree["state_dict"].items():
-        assert read["state_dict"][name].dtype == value.dtype
-        np.testing.assert_array_equal(read["state_dict"][name], value)
+        tensor = read["state_dict"][name]
+        assert tensor.dtype == value.dtype
+        np.testing.assert_array_equal(tensor.read(), value)
 
 
 def test_values_are_views_of_the_mapped_file(path):
-    value = torch_pickle.load(write(path, {"a": np.ones(3)}))["a"]
+    tree, _ = torch_files.load_zip(write(path, {"a": np.ones(3)}))
+    value = tree["a"].read()
     while not isinstance(value, np.memmap):
         value = value.base
     assert value.filename == path
@@ -56,13 +60,13 @@ def test_values_are_views_of_the_mapped_file(path):
 
 def test_views_share_a_storage(path):
     storage, storages = np.arange(12, dtype=np.float32), []
-    tree = {"a": torch_files.tensor(storage, 2, (2, 3), (1, 4), storages)}
+    tree = {"a": writer.tensor(storage, 2, (2, 3), (1, 4), storages)}
 
     def add_storage(entries):
         entries["data/0"] = storage.tobytes()
 
-    read = torch_pickle.load(write(path, tree, edit=add_storage))
-    np.testing.assert_array_equal(read["a"], [[2, 6, 10], [3, 7, 11]])
+    read, _ = torch_files.load_zip(write(path, tree, edit=add_storage))
+    np.testing.assert_array_equal(read["a"].read(), [[2, 6, 10], [3, 7, 11]])
 
 
 EVIL = {
@@ -97,12 +101,22 @@ EVIL = {
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_refuses_code_by_name(path, tmp_path, monkeypatch, name):
+def test_runs_no_code_and_names_it(path, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    write(path, {"weight": np.ones(2), "evil": EVIL[name]})
-    message = refused(path, f"asks for '{name}'")
-    assert "weights_only=False" in message
+    write(path, {"m.weight": np.ones(2), "evil": EVIL[name]})
+    file = open_tensors(path)
+    assert list(file.tensors) == ["m.weight"]
+    assert f"No tensors, left out: evil ({name})." in file.remarks
+    assert f"Objects in the file were not built: {name}." in file.remarks
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_called_may_be_called_again(path, tmp_path, monkeypatch):
+    """getattr(__import__('os'), 'system')('...'), in pickle's terms."""
+    monkeypatch.chdir(tmp_path)
+    system = call("builtins", "getattr", call("builtins", "__import__", "os"))
+    write(path, {"m.weight": np.ones(2), "evil": Raw(system + b")R")})
+    assert "builtins.getattr" in open_tensors(path).remarks[-1]
 
 
 def test_the_evil_files_are_evil(tmp_path, monkeypatch):
@@ -115,15 +129,17 @@ def test_the_evil_files_are_evil(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("instructions", "match"),
     [
-        # Python 2's way of calling, objects, extension registry.
+        # Protocol 0, its way of calling, extension registry.
         (b"(S'ls'\nios\nsystem\n", "instruction STRING"),
         (b"(ios\nsystem\n", "instruction INST"),
-        (b"ccollections\nOrderedDict\n)\x81", "instruction NEWOBJ"),
         (b"\x82\x01", "instruction EXT1"),
         # A call of what is no function.
         (b"N)R", "not a function"),
-        # A storage type is a name, not a function.
-        (b"ctorch\nFloatStorage\n)R", "damaged"),
+        # Keys whose hashes would take for ever.
+        (b"})\x85\x85Ns", "tuple of tuples as a key"),
+        # What holds no items.
+        (b"NNNs", "damaged"),
+        (b"N(Ne", "damaged"),
         # A memo place or a mark that is not there.
         (b"h\x07", "damaged"),
         (b"t", "damaged"),
@@ -181,7 +197,7 @@ def test_an_encrypted_entry(path):
 
 def test_a_bomb_of_strides(path):
     storage, storages = np.ones(1, np.float32), []
-    big = torch_files.tensor(storage, 0, (2**30, 2**20), (0, 0), storages)
+    big = writer.tensor(storage, 0, (2**30, 2**20), (0, 0), storages)
 
     def add_storage(entries):
         entries["data/0"] = storage.tobytes()
@@ -203,7 +219,7 @@ def test_a_bomb_of_strides(path):
 )
 def test_a_tensor_outside_its_storage(path, offset, shape, strides, match):
     storage = np.ones(4, np.float32)
-    tree = {"a": torch_files.tensor(storage, offset, shape, strides, [])}
+    tree = {"a": writer.tensor(storage, offset, shape, strides, [])}
 
     def add_storage(entries):
         entries["data/0"] = storage.tobytes()
@@ -213,7 +229,7 @@ def test_a_tensor_outside_its_storage(path, offset, shape, strides, match):
 
 def test_a_tensor_as_storage(path):
     """Its values do not lie next to each other, so bounds would be wrong."""
-    inner = torch_files.tensor(np.ones(4, np.float32), 0, (2,), (3,), [])
+    inner = writer.tensor(np.ones(4, np.float32), 0, (2,), (3,), [])
     outer = call("torch._utils", "_rebuild_tensor_v2", inner, 0, (2,), (1,))
 
     def add_storage(entries):
@@ -256,32 +272,72 @@ def test_another_zip(path):
     refused(path, "not written by torch.save")
 
 
-@pytest.mark.parametrize("name", ["old.pth", "model.pth.tar"])
-def test_the_old_format(tmp_path, name):
-    # How torch.save began files before 1.6: a magic number, pickled.
-    path = tmp_path / name
-    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bytes(100))
-    assert "weights_only=False" in refused(path, "before version 1.6")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid ", "LFS pointer"),
+        (b"\n <!DOCTYPE html>", "web page"),
+        (b"<?xml version='1.0'?><Error/>", "XML"),
+        (b"\x1f\x8b" + bytes(40), r"compressed \(gzip\)"),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), r"compressed \(zstd\)"),
+        (bytes(257) + b"ustar" + bytes(300), "tar archive"),
+        (pickle.dumps({"a": 1}), "pickle, and none of torch.save"),
+        (b"\x89PNG\r\n" + bytes(100), "neither a file of torch.save, nor"),
+    ],
+)
+def test_other_files(path, content, said):
+    path.write_bytes(content)
+    refused(path, said)
 
 
-def test_other_files(path):
-    path.write_bytes(b"\x89PNG\r\n" + bytes(100))
-    refused(path, "neither a zip file of torch.save, nor .safetensors")
-    path.write_bytes(b"")
-    refused(path, "neither")
+def test_a_pipe(path):
+    os.mkfifo(path)
+    refused(path, "a pipe or a device")
+
+
+def test_a_home_directory(path, monkeypatch):
+    write(path, {"a.weight": np.ones(2)})
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert list(open_tensors("~/weights.pth").tensors) == ["a.weight"]
 
 
 def test_no_state_dict(path):
-    refused(write(path, [np.ones(2)]), "holds a list")
+    refused(write(path, [1, 2]), "holds a list")
     refused(write(path, {}), "the dict is empty")
     refused(write(path, {"epoch": 3, "lr": 0.1}), r"epoch \(int\)")
 
 
+def test_a_bit_flipped(path):
+    write(path, {"a.weight": np.ones(100)})
+    content = bytearray(path.read_bytes())
+    content[content.index(np.ones(100).tobytes()) + 6] ^= 1
+    path.write_bytes(content)
+    (tensor,) = open_tensors(path).tensors.values()
+    with pytest.raises(ValueError, match="data/0' is damaged: its checksum"):
+        tensor.read()
+
+
+def test_checksums_that_are_switched_off(path):
+    """As torch.serialization.set_crc32_options(False) leaves them."""
+    write(path, {"a.weight": np.ones(100)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        start = file.start_dir
+    while (start := content.find(b"PK\x01\x02", start)) >= 0:
+        content[start + 16 : start + 20] = bytes(4)
+        start += 4
+    path.write_bytes(content)
+    file = open_tensors(path)
+    assert "The file has no checksums." in file.remarks
+    assert (file.tensors["a.weight"].read() == 1).all()
+
+
 def test_numbers_beyond_any_size(path):
     """Python's integers have no bound: products of such are slow."""
-    huge = torch_files.Raw(b"\x8a\xff" + b"\x7f" * 255)
+    huge = writer.Raw(b"\x8a\xff" + b"\x7f" * 255)
     storage = np.ones(4, np.float32)
-    tree = {"a": torch_files.tensor(storage, 0, (huge,), (1,), [])}
+    tree = {"a": writer.tensor(storage, 0, (huge,), (1,), [])}
 
     def add_storage(entries):
         entries["data/0"] = storage.tobytes()
@@ -290,5 +346,5 @@ def test_numbers_beyond_any_size(path):
         write(path, tree, edit=add_storage),
         "too large for the size of a tensor",
     )
-    tree = {"a": torch_files.tensor(storage, 0, (1,) * 9, (1,) * 9, [])}
+    tree = {"a": writer.tensor(storage, 0, (1,) * 9, (1,) * 9, [])}
     refused(write(path, tree, edit=add_storage), "has 9 axes")

@@ -9,7 +9,7 @@ from absl import logging
 
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.description import Description
-from densenet_jax.weights.load import load_weights
+from densenet_jax.weights.load import Reading, load_weights
 
 WEIGHTS_HELP = "a PyTorch, .safetensors or Keras file, or a run's directory"
 
@@ -61,7 +61,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def load(
-    weights: str | Path, mapping: Path | None = None
+    weights: str | Path, reading: Reading | None = None
 ) -> tuple[DenseNet, dict, Description]:
     """Reads --weights, and prints what there is to say of them.
 
@@ -72,7 +72,7 @@ def load(
       ValueError, OSError: as `load_weights`.
     """
     model, variables, remarks, changes, description = load_weights(
-        weights, mapping=mapping
+        weights, reading=reading or Reading()
     )
     for line in remarks + changes:
         print(line)

@@ -24,7 +24,7 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.runs.description import to_config
 from densenet_jax.tools import command
-from densenet_jax.weights import containers, export, layouts, load
+from densenet_jax.weights import export, load, state_dicts
 
 _TORCH = (".pth", ".pt")
 
@@ -42,7 +42,9 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, or a directory without an ending."
         )
-    model, variables, description = command.load(source, arguments.mapping)
+    model, variables, description = command.load(
+        source, load.Reading(arguments.mapping)
+    )
     print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
@@ -156,9 +158,12 @@ def _read_with_torch(torch, source: Path) -> dict:
         state_dict = torch.load(source, weights_only=True)
     else:
         return {}
-    for key in containers.WRAPPERS:
+    for key in state_dicts.WRAPPERS:
         state_dict = state_dict.get(key, state_dict)
-    names = {name: layouts.PREFIXES.sub("", name) for name in state_dict}
+    names = {
+        name: re.sub(r"^.*?(?=features\.|classifier\.)", "", name)
+        for name in state_dict
+    }
     return {
         re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", new): state_dict[name]
         for name, new in names.items()

@@ -74,6 +74,19 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
     return attributes(_size(shapes, new), width)
 
 
+def fits(shapes: Mapping[str, Shape]) -> bool:
+    """Whether some `DenseNet` has exactly these; a head may be missing."""
+    try:
+        model = DenseNet(**infer_architecture(shapes))
+        expected = tensor_shapes(model, shapes["conv0/kernel"][2])
+    except ValueError:
+        return False
+    head = {path for path in expected if path.startswith("classifier/")}
+    return shapes == expected or shapes == {
+        path: shape for path, shape in expected.items() if path not in head
+    }
+
+
 def _by_block(rates, block_layers) -> tuple[int, ...]:
     """One growth rate a block where its layers agree; else one a layer."""
     split = geometry.growth_rates(block_layers, tuple(rates))

@@ -50,22 +50,29 @@ class Layout:
         return None
 
 
-# Prefixes that wrappers put before every name (DataParallel, torch.compile,
-# Lightning modules, detectors with a backbone, CheXNet).
-PREFIXES = re.compile(
-    r"(?:(?:module|model|backbone|encoder|net|_orig_mod|densenet\d*)\.)*"
-)
-
 _HEAD = r"(?:classifier|fc|linear|head)(?:\.\d+)?"
 _LAYER = "denseblock{block}/denselayer{layer}/{kind}{n}"
 _TORCHVISION = {
-    r"features\.(?P<name>conv0|norm0|norm5)": "{name}",
+    # People save the features alone too.
+    r"(?:features\.)?(?P<name>conv0|norm0|norm5)": "{name}",
     # norm1 in memory, norm.1 in the published files.
-    r"features\.denseblock(?P<block>\d+)\.denselayer(?P<layer>\d+)"
+    r"(?:features\.)?denseblock(?P<block>\d+)\.denselayer(?P<layer>\d+)"
     r"\.(?P<kind>norm|conv)\.?(?P<n>[12])": _LAYER,
-    r"features\.transition(?P<block>\d+)\.(?P<kind>norm|conv)": (
+    r"(?:features\.)?transition(?P<block>\d+)\.(?P<kind>norm|conv)": (
         "transition{block}/{kind}"
     ),
+    _HEAD: "classifier",
+}
+
+_CIFAR_BLOCKS = {
+    "conv1": "conv0",
+    r"dense(?P<block>\d+)\.(?P<layer>\d+)\.conv(?P<n>[12])": (
+        "denseblock{block}/denselayer{layer}/conv{n}"
+    ),
+    r"dense(?P<block>\d+)\.(?P<layer>\d+)\.bn(?P<n>[12])": (
+        "denseblock{block}/denselayer{layer}/norm{n}"
+    ),
+    "bn": "norm5",
     _HEAD: "classifier",
 }
 
@@ -82,12 +89,12 @@ LAYOUTS = (
     Layout("torchvision and timm", _TORCHVISION),
     Layout(
         "efficient_densenet_pytorch (gpleiss)",
-        {r"features\.norm_final": "norm5", **_TORCHVISION},
+        {r"(?:features\.)?norm_final": "norm5", **_TORCHVISION},
     ),
     Layout(
         "MONAI",
         {
-            r"features\.denseblock(?P<block>\d+)\.denselayer(?P<layer>\d+)"
+            r"(?:features\.)?denseblock(?P<block>\d+)\.denselayer(?P<layer>\d+)"
             r"\.layers\.(?P<kind>norm|conv)(?P<n>[12])": _LAYER,
             r"class_layers\.out": "classifier",
             **_TORCHVISION,
@@ -117,20 +124,21 @@ LAYOUTS = (
     Layout(
         "pytorch-cifar (kuangliu)",
         {
-            "conv1": "conv0",
-            r"dense(?P<block>\d+)\.(?P<layer>\d+)\.conv(?P<n>[12])": (
-                "denseblock{block}/denselayer{layer}/conv{n}"
-            ),
-            r"dense(?P<block>\d+)\.(?P<layer>\d+)\.bn(?P<n>[12])": (
-                "denseblock{block}/denselayer{layer}/norm{n}"
-            ),
+            **_CIFAR_BLOCKS,
             r"trans(?P<block>\d+)\.bn": "transition{block}/norm",
             r"trans(?P<block>\d+)\.conv": "transition{block}/conv",
-            "bn": "norm5",
-            _HEAD: "classifier",
         },
         first_layer=0,
         newest_first=True,
+    ),
+    Layout(
+        "pytorch-classification (bearpaw)",
+        {
+            **_CIFAR_BLOCKS,
+            r"trans(?P<block>\d+)\.bn1": "transition{block}/norm",
+            r"trans(?P<block>\d+)\.conv1": "transition{block}/conv",
+        },
+        first_layer=0,
     ),
     Layout(
         "Keras applications",
@@ -158,11 +166,15 @@ LAYOUTS = (
     ),
 )
 
-# The second and third convolution of a stem with three.
-DEEP_STEM = re.compile(r"features\.conv[12]\.weight")
-
 # Counters of batches seen; nothing reads them.
 DROPPED = re.compile(r"(?:.*\.)?num_batches_tracked")
+
+# Tensors of losses, metrics, averages and thresholds beside a net's.
+STRAY = re.compile(
+    r"(?:^|\.)(?:criterion\w*|\w*loss\w*|metrics?|(?:train|val|valid|test)_\w+"
+    r"|\w*_?(?:acc|accuracy|auroc|auc|f1|precision|recall)\w*)\.[\w.]+$"
+    r"|(?:^|\.)(?:op_threshs|n_averaged|pos_weight|class_weights?)$"
+)
 
 
 def our_leaf(leaf: str, rank: int) -> str | None:

@@ -1,36 +1,32 @@
 """Weights of PyTorch and Keras files as this project's variables."""
 
-import collections
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
 from densenet_jax.runs.description import Description
+from densenet_jax.weights import layouts
 from densenet_jax.weights.architecture import (
+    fits,
     infer_architecture,
     newest_first_channels,
 )
 from densenet_jax.weights.containers import open_tensors
-from densenet_jax.weights.names import (
-    Problems,
-    place,
-    recognise,
-    without_deep_head,
-)
+from densenet_jax.weights.names import Problems, recognise
+from densenet_jax.weights.state_dicts import listed
+from densenet_jax.weights.values import adapt_stem, read, to_tree
 
 _log = logging.getLogger(__name__)
 
-_STATISTICS = ("mean", "var")
 _HEAD = "classifier/"
 
 
@@ -50,40 +46,69 @@ class Loaded(NamedTuple):
     description: Description
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a file is read, where it does not tell by itself.
+
+    Attributes:
+      mapping: a file for `layouts.read_mapping`, places for names beside those
+        of the known layouts.
+      prefix: the key of a wrapper, or what the names of the net's tensors
+        begin with, where a file holds several nets.
+      ignore: a pattern of whole names that are left out.
+      overrides: attributes of the model, for what no tensor tells.
+    """
+
+    mapping: str | Path | None = None
+    prefix: str | None = None
+    ignore: str | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def load_pretrained(
     path: str | Path,
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    mapping: str | Path | None = None,
+    prefix: str | None = None,
+    ignore: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[DenseNet, dict]:
     """Loads weights that PyTorch or Keras saved, whoever trained them.
 
     The architecture is read off the tensors' names and shapes. What was
-    recognised is logged as information, what is changed as a warning.
+    recognised is logged as information; what is changed, left out or a guess,
+    as a warning.
 
     >>> model, variables = load_pretrained("densenet121.safetensors")
     >>> logits = model.apply(variables, images)
 
     Args:
-      path: a file of torch.save (zip, PyTorch 1.6 or later), .safetensors,
-        Keras .h5 or .weights.h5, or the directory of a run of this project.
-        Nothing in it is executed.
+      path: a file of torch.save, .safetensors, Keras .h5, .weights.h5 or
+        .keras, or the directory of a run of this project. Nothing in it is
+        executed.
       num_classes: with another number than the file's, the classifier is new:
         random, always the same.
       in_channels: with another number than the file's, the stem's kernel is
         summed over its input channels for 1, or else repeated and scaled, as
         timm does.
+      mapping, prefix, ignore, overrides: see `Reading`.
 
     Returns:
       The model, and its variables {'params', 'batch_stats'}, float32.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is damaged, is not safe to read, or does not hold
-        exactly the tensors of a DenseNet: the message lists them.
+      ValueError: the file is damaged, is not safe to read, holds values that
+        are not finite, or does not hold exactly the tensors of a DenseNet: the
+        message lists them.
     """
     loaded = load_weights(
-        path, num_classes=num_classes, in_channels=in_channels
+        path,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        reading=Reading(mapping, prefix, ignore, overrides or {}),
     )
     for remark in loaded.remarks:
         _log.info("%s: %s", path, remark)
@@ -97,48 +122,53 @@ def load_weights(
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
-    mapping: str | Path | None = None,
+    reading: Reading = Reading(),
     seed: int = 0,
 ) -> Loaded:
     """`load_pretrained` that returns what it has to say instead of logging it.
 
     Args:
-      mapping: a file for `layouts.read_mapping`, in place of the known layouts.
+      reading: how the file is read, where it does not tell.
       seed: of a new classifier.
     """
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}: must be positive.")
     try:
-        return _load(path, num_classes, in_channels, mapping, seed)
+        return _load(path, num_classes, in_channels, reading, seed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _load(path, num_classes, in_channels, mapping, seed):
-    file = open_tensors(path)
-    remarks, changes = list(file.remarks), []
-    layout, bare_names = recognise(file, mapping, remarks, changes)
-    if num_classes is not None:
-        bare_names = without_deep_head(layout, bare_names)
-    placed, problems = place(file, layout, bare_names, changes)
+def _load(path, num_classes, in_channels, reading, seed):
+    file = open_tensors(path, prefix=reading.prefix)
+    mapping = reading.mapping and layouts.read_mapping(reading.mapping)
+    layout, placed, problems, heads, remarks, changes = recognise(
+        file,
+        fits,
+        mapping=mapping,
+        prefix=reading.prefix,
+        ignore=reading.ignore,
+        new_head=num_classes is not None,
+    )
+    remarks = [*file.remarks, *remarks]
+    has_head = any(target.startswith(_HEAD) for target in placed)
+    if heads and num_classes is None:
+        raise ValueError(_headless(file, heads))
     try:
         model = _model(
             {target: tensor.shape for target, tensor in placed.items()},
-            file.attributes,
+            file,
             layout.norm_epsilon,
+            reading.overrides,
         )
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
 
-    has_head = any(target.startswith(_HEAD) for target in placed)
     new_head = num_classes is not None and (
         not has_head or num_classes != model.num_classes
     )
-    if not has_head and not new_head:
-        raise ValueError(
-            "The file has no classifier: load_pretrained(path, num_classes=N) "
-            "makes a new one."
-        )
+    if not has_head and not new_head and not any(problems.values()):
+        raise ValueError(_headless(file, heads))
     if new_head:
         model = model.clone(num_classes=num_classes)
         changes.append(
@@ -154,7 +184,7 @@ def _load(path, num_classes, in_channels, mapping, seed):
     _check(placed, expected, problems, model)
 
     channels = newest_first_channels(model) if layout.newest_first else {}
-    flat = _read(file, placed, channels, changes)
+    flat = read(file, placed, channels, changes)
     if new_head:
         flat[_HEAD + "kernel"] = TORCH_LINEAR_INIT(
             jax.random.key(seed), head_shape
@@ -162,29 +192,55 @@ def _load(path, num_classes, in_channels, mapping, seed):
         flat[_HEAD + "bias"] = jnp.zeros(num_classes)
     kernel = flat["conv0/kernel"]
     if in_channels not in (None, kernel.shape[2]):
-        flat["conv0/kernel"] = _adapt_stem(kernel, in_channels)
+        flat["conv0/kernel"] = adapt_stem(kernel, in_channels)
         changes.append(
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
         )
-    description = file.description
-    if new_head:
-        description = dataclasses.replace(description, class_names=None)
-    return Loaded(model, _to_tree(flat), remarks, changes, description)
+    names = file.description.class_names
+    if new_head or (names and len(names) != model.num_classes):
+        names = None
+    description = dataclasses.replace(file.description, class_names=names)
+    return Loaded(model, to_tree(flat), remarks, changes, description)
 
 
-def _model(shapes, stated, norm_epsilon) -> DenseNet:
+def _headless(file, heads) -> str:
+    way = "load_pretrained(path, num_classes=N) makes a new one."
+    if not heads:
+        return f"The file has no classifier: {way}"
+    shapes = [
+        f"{name} {list(tensor.shape)}"
+        for name, tensor in file.tensors.items()
+        if name.rpartition(".")[0] in heads
+    ]
+    return (
+        f"The file's classifier is not one linear layer ({listed(shapes)}): "
+        f"{way}"
+    )
+
+
+def _model(shapes, file, norm_epsilon, overrides) -> DenseNet:
     """The model of a file: as it states, or else as its tensors' shapes tell.
 
     Args:
       shapes: path in our parameter tree -> shape in our layout.
-      stated: `TensorFile.attributes`.
-      norm_epsilon: where the file states no attributes.
+      file: of weights.
+      norm_epsilon: where the file states none.
+      overrides: what the user states.
     """
-    if stated is None:
-        return DenseNet(**infer_architecture(shapes), norm_epsilon=norm_epsilon)
-    head = shapes.get("classifier/kernel")
-    return make_model(stated, **({"num_classes": head[-1]} if head else {}))
+    if file.network is not None:
+        head = shapes.get("classifier/kernel")
+        classes = {"num_classes": head[-1]} if head else {}
+        return make_model(file.network, **(classes | dict(overrides)))
+    attributes = infer_architecture(shapes) | {"norm_epsilon": norm_epsilon}
+    attributes |= file.attributes
+    unknown = overrides.keys() - {f.name for f in dataclasses.fields(DenseNet)}
+    if unknown:
+        raise ValueError(
+            f"overrides has {', '.join(sorted(unknown))}: no such attributes "
+            "of a DenseNet."
+        )
+    return DenseNet(**(attributes | dict(overrides)))
 
 
 def _check(placed, expected, problems, model) -> None:
@@ -204,8 +260,8 @@ def _check(placed, expected, problems, model) -> None:
         raise ValueError(
             "The file does not hold exactly the tensors of the DenseNet that "
             f"it is nearest to ({describe(model)}).{_listed(problems)}\n"
-            "densenet_jax.tools.convert --mapping=FILE takes places for other "
-            "names, and leaves tensors out."
+            "--ignore=REGEX leaves tensors out, --mapping=FILE gives places to "
+            "other names."
         )
 
 
@@ -215,61 +271,6 @@ def _listed(problems: Problems) -> str:
         for kind, lines in problems.items()
         if lines
     )
-
-
-def _read(file, placed, channels, changes) -> dict[str, jax.Array]:
-    """Reads the tensors one by one: float32, on the device.
-
-    Args:
-      channels: for some modules, the indices that put their input channels
-        into our order.
-    """
-    flat, dtypes = {}, collections.Counter()
-    for target, (name, axes, _) in placed.items():
-        dtype = file.tensors[name].dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{name} is {dtype}: expected floats.")
-        dtypes[str(dtype)] += 1
-        values = file.tensors[name].read().transpose(axes)
-        module, _, leaf = target.rpartition("/")
-        if module in channels and target != _HEAD + "bias":
-            axis = -2 if leaf == "kernel" else 0
-            values = values.take(channels[module], axis)
-        with np.errstate(over="ignore"):
-            single = np.array(values, np.float32, order="C")
-        if dtype.itemsize > 4 and (np.isinf(single) & ~np.isinf(values)).any():
-            raise ValueError(f"{name} has values beyond float32's.")
-        flat[target] = jax.device_put(single)
-    for dtype, count in dtypes.items():
-        if dtype != "float32":
-            changes.append(f"{count} tensors were {dtype}, now float32.")
-    return flat
-
-
-def _to_tree(flat):
-    tree = {
-        collection: {
-            path: value
-            for path, value in flat.items()
-            if (path.rpartition("/")[2] in _STATISTICS)
-            == (collection == "batch_stats")
-        }
-        for collection in ("params", "batch_stats")
-    }
-    return {
-        collection: flax.traverse_util.unflatten_dict(leaves, sep="/")
-        for collection, leaves in tree.items()
-    }
-
-
-def _adapt_stem(kernel: jax.Array, in_channels: int) -> jax.Array:
-    """timm's adapt_input_conv, for any number of channels."""
-    if in_channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    before = kernel.shape[2]
-    repeats = -(-in_channels // before)
-    kernel = jnp.tile(kernel, (1, 1, repeats, 1))[:, :, :in_channels]
-    return kernel * (before / in_channels)
 
 
 def describe(model: DenseNet) -> str:

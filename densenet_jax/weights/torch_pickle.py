@@ -1,222 +1,214 @@
-"""Files of torch.save, read without torch and without running them.
+"""The pickles in files of torch.save, read without running them.
 
-Such a file is an uncompressed zip. Its entry data.pkl is a pickle that builds
-containers and tensors; the entries under data/ hold the tensors' values.
-A pickle is a program, and Python's unpickler runs it. `_Interpreter` knows the
-few instructions that torch.save writes for tensors and plain containers: it
-imports nothing and calls nothing but three functions of this file.
+A pickle is a program, and Python's unpickler runs it. `Interpreter` follows the
+instructions that build containers and tensors. It imports nothing and calls
+nothing but the functions of this file: whatever else a pickle asks for becomes
+a `Placeholder`, a record of what was asked.
 """
 
+import dataclasses
+import itertools
 import math
 import pickletools
-import struct
-import zipfile
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
-_STORAGES = {
-    "torch.DoubleStorage": np.dtype(np.float64),
-    "torch.FloatStorage": np.dtype(np.float32),
-    "torch.HalfStorage": np.dtype(np.float16),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch.LongStorage": np.dtype(np.int64),
-    "torch.IntStorage": np.dtype(np.int32),
-    "torch.ShortStorage": np.dtype(np.int16),
-    "torch.CharStorage": np.dtype(np.int8),
-    "torch.ByteStorage": np.dtype(np.uint8),
-    "torch.BoolStorage": np.dtype(np.bool_),
+_DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
 }
 
-WAY_OUT = (
-    "If you trust the file, save its tensors alone where PyTorch and the code "
-    "that made it are installed:\n"
-    "  model = torch.load(OLD, map_location='cpu', weights_only=False)\n"
-    "  torch.save(getattr(model, 'state_dict', lambda: model)(), NEW)\n"
-    "(for a dict that holds more than tensors: model = model['state_dict'] in "
-    "between)."
-)
-
-
-def load(path: str | Path) -> object:
-    """Reads what torch.save wrote: nested dicts, lists, numbers and tensors.
-
-    Tensors are read-only numpy views of the memory-mapped file: their values
-    are read from disk when they are used.
-
-    Raises:
-      ValueError: the file is truncated or contradicts itself, or asks for
-        anything but tensors and plain containers. Nothing of it has been run.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(
-            f"The zip file is truncated or damaged ({error}). Copy or "
-            "download it again."
-        ) from error
-    return _Archive(path, entries).load()
-
-
-class _Archive:
-    """The entries of one file, memory-mapped."""
-
-    def __init__(self, path, entries):
-        self._bytes = np.memmap(path, mode="r", dtype=np.uint8)
-        self._entries = {entry.filename: entry for entry in entries}
-        if len(self._entries) < len(entries):
-            raise ValueError("The zip file holds two entries of one name.")
-        pickles = [n for n in self._entries if n.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError(
-                "The zip file was not written by torch.save: it holds "
-                f"{len(pickles)} entries */data.pkl, expected 1."
-            )
-        self._root = pickles[0].removesuffix("data.pkl")
-
-    def load(self):
-        if self._root + "constants.pkl" in self._entries:
-            raise ValueError(
-                "The file is a TorchScript program. Save its tensors alone: "
-                "torch.save(torch.jit.load(OLD).state_dict(), NEW)."
-            )
-        byteorder = self._root + "byteorder"
-        if byteorder in self._entries:
-            found = self.read(byteorder).tobytes()
-            if found != b"little":
-                raise ValueError(
-                    f"The file's byte order is {found[:16]!r}: only b'little' "
-                    "is read."
-                )
-        program = self.read(self._root + "data.pkl").tobytes()
-        return _Interpreter(self._storage).run(program)
-
-    def read(self, name):
-        """The bytes of an entry, a view of the file."""
-        entry = self._entries.get(name)
-        if entry is None:
-            raise ValueError(f"The zip file has no entry {name!r}.")
-        if entry.flag_bits & 1:
-            raise ValueError(f"Entry {name!r} is encrypted.")
-        if (
-            entry.compress_type != zipfile.ZIP_STORED
-            or entry.compress_size != entry.file_size
-        ):
-            raise ValueError(
-                f"Entry {name!r} is compressed ({entry.compress_size} bytes "
-                f"that claim to be {entry.file_size}). torch.save compresses "
-                "nothing: the file was packed by something else. Unpacked, it "
-                "could fill the memory."
-            )
-        start, header = entry.header_offset, 30
-        lengths = self._bytes[start + 26 : start + header].tobytes()
-        if len(lengths) < 4:
-            raise ValueError(f"Entry {name!r} lies outside the file.")
-        start += header + sum(struct.unpack("<HH", lengths))
-        if start + entry.file_size > self._bytes.size:
-            raise ValueError(
-                f"Entry {name!r} claims {entry.file_size} bytes, more than "
-                "the file has left."
-            )
-        return self._bytes[start : start + entry.file_size]
-
-    def _storage(self, kind, key, count):
-        if kind not in _STORAGES:
-            raise ValueError(f"{kind} is no storage that is read here.")
-        dtype = _STORAGES[kind]
-        content = self.read(f"{self._root}data/{key}")
-        if content.size != count * dtype.itemsize:
-            raise ValueError(
-                f"Storage {key!r} has {content.size} bytes, but {count} "
-                f"values of {dtype} were declared."
-            )
-        return _Storage(content.view(dtype))
-
-
-class _Storage(NamedTuple):
-    """One entry under data/: unlike a tensor, always whole."""
-
-    values: np.ndarray  # [count]
-
-
-# No weight of a DenseNet has more than four.
+# No weight of a net for images or volumes has more than five.
 _MOST_AXES = 8
 
 
-def _empty_dict():
+class Global(str):
+    """The name of a function or class in a pickle; never the thing."""
+
+
+@dataclasses.dataclass(eq=False)
+class Placeholder:
+    """What a pickle would have built by calling something.
+
+    Attributes:
+      name: of what it would have called.
+      arguments: of the call.
+      state: what it would have been given then, as an object's attributes.
+      items: what would have been put into it, as into a dict.
+    """
+
+    name: str
+    arguments: tuple = ()
+    state: Any = None
+    items: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Values that lie next to each other in a file.
+
+    Attributes:
+      dtype: of the values.
+      count: of the values.
+      read: reads them all, [count].
+    """
+
+    dtype: np.dtype
+    count: int
+    read: Callable[[], np.ndarray]
+
+    def part(self, offset: int, count: int) -> "Storage":
+        """A view of consecutive values.
+
+        Raises:
+          ValueError: they are not all inside.
+        """
+        if not 0 <= offset <= offset + count <= self.count:
+            raise ValueError(
+                f"A view of {count} values from {offset} lies outside its "
+                f"storage of {self.count}."
+            )
+
+        def read():
+            return self.read()[offset : offset + count]
+
+        return Storage(self.dtype, count, read)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file, inside its storage; strides are in values."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.storage.dtype
+
+    def read(self) -> np.ndarray:
+        """The values, a read-only view of the file."""
+        values = self.storage.read()[self.offset :]
+        return np.lib.stride_tricks.as_strided(
+            values,
+            self.shape,
+            [stride * values.itemsize for stride in self.strides],
+            writeable=False,
+        )
+
+
+def _empty_dict(*_):
     return {}
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
-    if not isinstance(storage, _Storage):
+    if isinstance(storage, Placeholder):
+        return storage  # Of a type that no weight has.
+    if not isinstance(storage, Storage):
         raise ValueError("A tensor is not made of a storage.")
-    values = storage.values
     if len(size) > _MOST_AXES:
         raise ValueError(f"A tensor has {len(size)} axes.")
-    if any(n < 0 for n in (offset, *size, *stride)):
-        raise ValueError("A tensor has a negative size, stride or offset.")
+    for number in (offset, *size, *stride):
+        if number < 0:
+            raise ValueError("A tensor has a negative size, stride or offset.")
+        if number >= 2**48:
+            raise ValueError("A number is too large for the size of a tensor.")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     count = math.prod(size)
     # More values than the storage has (a stride of 0) would be made of a few
     # bytes: a bomb.
-    if count > values.size or (count and last >= values.size):
+    if count > storage.count or (count and last >= storage.count):
         raise ValueError(
             f"A tensor of shape {size} does not fit into its storage of "
-            f"{values.size} values."
+            f"{storage.count} values."
         )
-    return np.lib.stride_tricks.as_strided(
-        values[offset:],
-        size,
-        [s * values.itemsize for s in stride],
-        writeable=False,
-    )
+    return Tensor(storage, offset, tuple(size), tuple(stride))
 
 
-def _rebuild_parameter(tensor, *_):
+def _first(tensor, *_):
     return tensor
+
+
+def _of_type(function, kind, arguments, *_):
+    """A tensor of a subclass."""
+    if function not in _FUNCTIONS:
+        return Placeholder(str(kind))
+    return _FUNCTIONS[function](*arguments)
 
 
 _FUNCTIONS = {
     "collections.OrderedDict": _empty_dict,
+    "collections.defaultdict": _empty_dict,
+    "torch.Size": lambda size=(): tuple(size),
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.nn.parameter.Parameter": _first,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
 }
 
 
-class _Global(str):
-    """The name of a function or storage type in a pickle; never the thing."""
-
-
-_PUSH_ARGUMENT = (
+_PUSH_ARGUMENT = {
     "BININT",
     "BININT1",
     "BININT2",
     "LONG1",
+    "LONG4",
     "BINFLOAT",
     "BINUNICODE",
+    "BINUNICODE8",
     "SHORT_BINUNICODE",
-)
+    # Bytes, and Python 2's strings.
+    "BINBYTES",
+    "BINBYTES8",
+    "SHORT_BINBYTES",
+    "BYTEARRAY8",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_EMPTY = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: Placeholder("set"),
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
 
 _DAMAGE = (IndexError, KeyError, TypeError, AttributeError, OverflowError)
 
 
-class _Interpreter:
-    """A stack machine for the pickle opcodes of torch.save."""
+class Interpreter:
+    """A stack machine for the pickle instructions of torch.save."""
 
-    def __init__(self, storage):
+    def __init__(self, storage: Callable[..., Storage]):
+        """`storage` is called as storage(dtype, key, count, view or None)."""
         self._storage = storage
         self._stack = []
         self._marks = []
         self._memo = {}
 
-    def run(self, program: bytes) -> object:
+    def run(self, program: bytes | IO[bytes]) -> Any:
+        """What one pickle builds; a file is read to its end, no further.
+
+        Raises:
+          ValueError: it is damaged, or holds what is never read.
+        """
+        opcode = None
         try:
             # genops checks every length against the program's.
             for opcode, argument, _ in pickletools.genops(program):
@@ -224,16 +216,12 @@ class _Interpreter:
             return self._stack.pop()
         except _DAMAGE as error:
             raise ValueError(
-                f"data.pkl is damaged: {type(error).__name__} in its "
-                f"instruction {opcode.name}."
+                f"The pickle is damaged: {type(error).__name__} in its "
+                f"instruction {opcode and opcode.name}."
             ) from error
 
     def _step(self, name, argument):
         push, pop = self._stack.append, self._stack.pop
-        if isinstance(argument, int) and not -(2**48) < argument < 2**48:
-            raise ValueError(
-                "data.pkl holds a number too large for the size of a tensor."
-            )
         if name in _PUSH_ARGUMENT:
             push(argument)
         elif name in ("BINGET", "LONG_BINGET"):
@@ -250,38 +238,45 @@ class _Interpreter:
             self._marks.append(len(self._stack))
         elif name == "TUPLE":
             push(tuple(self._pop_to_mark()))
+        elif name == "FROZENSET":
+            push(Placeholder("frozenset", tuple(self._pop_to_mark())))
         elif name in _TUPLES:
             push(tuple(pop() for _ in range(_TUPLES[name]))[::-1])
+        elif name == "POP":
+            pop()
+        elif name in ("POP_MARK", "ADDITEMS"):
+            self._pop_to_mark()
         elif name == "APPEND":
-            value = pop()
-            self._stack[-1].append(value)
+            self._append([pop()])
         elif name == "APPENDS":
-            values = self._pop_to_mark()
-            self._stack[-1].extend(values)
+            self._append(self._pop_to_mark())
         elif name == "SETITEM":
             value, key = pop(), pop()
             self._set_items([key, value])
         elif name == "SETITEMS":
             self._set_items(self._pop_to_mark())
         elif name == "GLOBAL":
-            push(self._global(argument.replace(" ", ".")))
+            push(Global(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             attribute, module = pop(), pop()
-            push(self._global(f"{module}.{attribute}"))
-        elif name == "REDUCE":
+            push(Global(f"{module:s}.{attribute:s}"))
+        elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = pop(), pop()
-            if not isinstance(function, _Global):
-                raise ValueError("data.pkl calls what is not a function.")
-            push(_FUNCTIONS[function](*arguments))
+            push(self._call(function, arguments))
+        elif name == "NEWOBJ_EX":
+            _, arguments, function = pop(), pop(), pop()
+            push(self._call(function, arguments))
         elif name == "BINPERSID":
-            _, kind, key, _, count = pop()
-            push(self._storage(kind, key, count))
+            push(self._persistent(pop()))
         elif name == "BUILD":
-            pop()  # Attributes of a dict (`_metadata`): not needed.
+            state = pop()
+            # Attributes of a dict (`_metadata`) are not needed.
+            if isinstance(self._stack[-1], Placeholder):
+                self._stack[-1].state = state
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise ValueError(
-                f"data.pkl holds the instruction {name}, which torch.save "
-                f"does not use for tensors. Nothing was run. {WAY_OUT}"
+                f"The pickle holds the instruction {name}, which torch.save "
+                "does not write. Nothing was run."
             )
 
     def _pop_to_mark(self):
@@ -290,25 +285,74 @@ class _Interpreter:
         del self._stack[mark:]
         return values
 
+    def _append(self, values):
+        target = self._stack[-1]
+        if isinstance(target, list):
+            target.extend(values)
+        elif not isinstance(target, Placeholder):
+            raise TypeError
+
     def _set_items(self, items):
         target = self._stack[-1]
+        if isinstance(target, Placeholder):
+            target = target.items
         if not isinstance(target, dict):
             raise TypeError
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int):
-                raise ValueError(
-                    f"data.pkl has a dict key of type {type(key).__name__}: "
-                    "expected str or int."
-                )
+            # The hash of tuples of tuples can take for ever.
+            parts = key if isinstance(key, tuple) else (key,)
+            if any(isinstance(part, tuple) for part in parts):
+                raise ValueError("The pickle has a tuple of tuples as a key.")
             if key in target:
-                raise ValueError(f"{key!r} is in the file twice.")
+                raise ValueError(f"{key!r:.80} is in the file twice.")
             target[key] = value
 
-    def _global(self, name):
-        if name not in _FUNCTIONS and name not in _STORAGES:
-            raise ValueError(
-                f"The file asks for {name!r}, which is neither a tensor nor a "
-                f"plain container: it holds a whole module, or code. Nothing "
-                f"was run. {WAY_OUT}"
-            )
-        return _Global(name)
+    def _call(self, function, arguments):
+        if not isinstance(function, Global | Placeholder):
+            raise ValueError("The pickle calls what is not a function.")
+        if not isinstance(arguments, tuple):
+            raise TypeError
+        if isinstance(function, Global) and function in _FUNCTIONS:
+            return _FUNCTIONS[function](*arguments)
+        name = getattr(function, "name", function)
+        return Placeholder(str(name), arguments)
+
+    def _persistent(self, reference):
+        """What a persistent id stands for: a storage, or a module's class."""
+        match reference:
+            case ("module", Global() as name, *_):
+                return name
+            # The zip format's have no view.
+            case ("storage", Global(), str(), _, int(), *view):
+                (view,) = view or (None,)
+                _, kind, key, _, count, *_ = reference
+            case _:
+                raise TypeError
+        dtype = _DTYPES.get(kind.rpartition(".")[2])
+        if dtype is None or not kind.startswith("torch."):
+            return Placeholder(str(kind))
+        if count < 0:
+            raise ValueError(f"Storage {key!r:.80} has {count} values.")
+        return self._storage(dtype, key, count, view)
+
+
+def classes(value: Any, limit: int = 20) -> list[str]:
+    """The names of the placeholders in nested containers, sorted.
+
+    Args:
+      value: of `Interpreter.run`.
+      limit: how many are returned.
+    """
+    names, seen, todo = set(), set(), [value]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Placeholder):
+            names.add(value.name)
+        elif isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple):
+            todo += value
+    return list(itertools.islice(sorted(names), limit))
