@@ -1,3 +1,6 @@
+import dataclasses
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +136,22 @@ def test_ten_crop():
     ]
     np.testing.assert_array_equal(crops[:5], expected)
     np.testing.assert_array_equal(crops[5:], crops[:5, :, ::-1])
+
+
+def test_a_thin_file_is_not_resized_whole():
+    """20,000x1 would become 5,120,000x256, which is 5 GB."""
+    row = np.arange(20_000) * 255 // 19_999
+    row[9_990:10_010] = 100  # of which the crop sees one pixel
+    data = io.BytesIO()
+    Image.fromarray(row[None].astype(np.uint8)).save(data, "PNG")
+    file = ImageFile(data.getvalue(), 3, "thin.png")
+    preprocessing = Preprocessing(**PLAIN, image_size=224, resize_size=256)
+    rng = np.random.default_rng(0)
+    for got in preprocessing.evaluate(file), preprocessing.train(file, rng):
+        np.testing.assert_array_equal(got, np.full((224, 224, 3), 100))
+    ten = dataclasses.replace(preprocessing, ten_crop=True).evaluate(file)
+    assert ten.shape == (10, 224, 224, 3)
+    assert [crop.max() for crop in ten[:5]] == [0, 255, 0, 255, 100]
 
 
 @pytest.mark.parametrize("shift", [0, 2])

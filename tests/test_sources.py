@@ -1,13 +1,17 @@
 import json
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits
 from densenet_jax.data.examples import NotPreparedError
 from densenet_jax.data.images import BadRecordError
 from densenet_jax.data.sources import open_source
+from densenet_jax.training import experiment, loop
 from tests.tiny_tfds import write_tiny_tfds
 
 
@@ -169,6 +173,195 @@ def test_class_without_images(tmp_path):
     # The labels stay those of the other split.
     assert [source.examples[i]["label"] for i in range(2)] == [1, 1]
     assert _open_folder(root, "val").class_names == source.class_names
+
+
+def _labels(source):
+    return [example["label"] for example in source.examples]
+
+
+def test_classes_are_those_of_the_splits_in_use(tmp_path):
+    """Not of a nested copy, a run's directory or what macOS packs."""
+    root = _folder(tmp_path)
+    _folder(root / "copy")
+    _folder(root / "__MACOSX", classes=("cat", "shade"))
+    _folder(root, classes=("__MACOSX", ".ipynb_checkpoints"))
+    _folder(root, classes=("cat", "bird"), splits=("extra",))
+    (root / "runs" / "a" / "checkpoints").mkdir(parents=True)
+    for split in "train", "val":
+        source = _open_folder(root, split, splits=("train", "val"))
+        assert source.class_names == ("cat", "dog")
+        assert _labels(source) == [0, 0, 1, 1]
+    # One split alone has its own.
+    assert _open_folder(root, "extra").class_names == ("bird", "cat")
+
+
+def test_a_class_that_one_split_lacks(tmp_path):
+    root = _folder(tmp_path)
+    _folder(root, classes=("cow",), splits=("train",))
+    _folder(root, classes=("ant",), splits=("val",))
+    splits = ("train", "val")
+    missing = {
+        "train": f"{root}/train has no folder 'ant', a class of {root}/val.",
+        "val": f"{root}/val has no folder 'cow', a class of {root}/train.",
+    }
+    labels = {"train": [1, 1, 2, 2, 3, 3], "val": [0, 0, 1, 1, 3, 3]}
+    for split in splits:
+        with pytest.raises(ValueError, match=f"^{re.escape(missing[split])}"):
+            _open_folder(root, split, splits=splits)
+        source = _open_folder(root, split, splits=splits, on_error="skip")
+        assert source.remarks == (missing[split],)
+        assert source.class_names == ("ant", "cat", "cow", "dog")
+        assert _labels(source) == labels[split]
+        assert _open_folder(root, split).num_classes == 3
+    # A split that is not there is missed when it is opened itself.
+    assert _open_folder(root, splits=("train", "test")).num_classes == 3
+
+
+def test_an_error_names_the_first_of_many(tmp_path):
+    root = _folder(tmp_path)
+    _folder(root, [f"{i:03}" for i in range(99)], splits=("val",))
+    with pytest.raises(ValueError, match=r"'004', a .* 94 more") as raised:
+        _open_folder(root, splits=("train", "val"))
+    assert "'005'" not in str(raised.value)
+
+
+def test_a_config_opens_its_splits_with_the_same_classes(tmp_path):
+    config = digits.get_config()
+    root = _folder(tmp_path)
+    changes = {"name": "folder", "data_dir": str(root), "test_split": "val"}
+    config.dataset.update(changes)
+    train, test = experiment.open_sources(config)
+    assert train.class_names == test.class_names == ("cat", "dog")
+    _folder(root, classes=("cow",), splits=("train",))
+    with pytest.raises(ValueError, match="val has no folder 'cow'"):
+        experiment.open_sources(config)
+    config.dataset.on_error = "skip"
+    _, test = experiment.open_sources(config)
+    assert _labels(test) == [0, 0, 2, 2]
+
+
+def _link(source, target):
+    source.symlink_to(target)
+
+
+def test_training_says_what_is_wrong_with_either_split(
+    tmp_path, monkeypatch, capsys
+):
+    _folder(tmp_path)
+    _folder(tmp_path, classes=("cow",), splits=("train",))
+    _folder(tmp_path, classes=("ant",), splits=("val",))
+    config = digits.get_config()
+    config.batch_size = 8
+    config.preprocessing.image_size = 8
+    config.dataset.update(
+        name="folder",
+        data_dir=str(tmp_path),
+        test_split="val",
+        on_error="skip",
+    )
+
+    def stop(_):
+        raise InterruptedError
+
+    monkeypatch.setattr(loop.directory, "prepare", stop)
+    with pytest.raises(InterruptedError):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "train has no folder 'ant'" in said
+    assert "val has no folder 'cow'" in said
+
+
+def test_links_are_followed_as_by_torchvision(tmp_path):
+    root = _folder(tmp_path / "data")
+    _folder(tmp_path / "pool", classes=("more",), splits=("a", "b"))
+    _link(root / "train" / "cat" / "a", tmp_path / "pool" / "a")
+    _link(root / "train" / "cow", tmp_path / "pool" / "b" / "more")
+    _link(root / "train" / "dog" / "9.png", "0.png")
+    paths = [e["image"].name for e in _open_folder(root).examples]
+    relative = [os.path.relpath(path, root / "train") for path in paths]
+    assert relative == [
+        "cat/0.png",
+        "cat/1.png",
+        "cat/a/more/0.png",
+        "cat/a/more/1.png",
+        "cow/0.png",
+        "cow/1.png",
+        "dog/0.png",
+        "dog/1.png",
+        "dog/9.png",
+    ]
+    datasets = pytest.importorskip(
+        "torchvision.datasets", reason="needs torchvision"
+    )
+    expected = datasets.ImageFolder(root / "train")
+    assert sorted(paths) == sorted(path for path, _ in expected.samples)
+    assert _open_folder(root).class_names == tuple(expected.classes)
+
+
+def test_links_upwards_are_left_alone(tmp_path):
+    root = _folder(tmp_path)
+    cat = root / "train" / "cat"
+    # In a loop of two each would double what was found before.
+    (cat / "x").mkdir()
+    (cat / "y").mkdir()
+    for link, target in [
+        ("x/up", cat),
+        ("x/beside", cat / "y"),
+        ("y/beside", cat / "x"),
+        ("split", root / "train"),
+        ("root", root),
+    ]:
+        _link(cat / link, target)
+    assert _labels(_open_folder(root)) == [0, 0, 1, 1]
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    root = _folder(tmp_path)
+    _link(root / "train" / "cow", "/nowhere/cow")
+    _link(root / "train" / "cat" / "more", "/nowhere/cat")
+    _link(root / "train" / "cat" / "itself", "itself")
+    with pytest.raises(ValueError, match="cow is a broken link, to /nowhere/c"):
+        _open_folder(root)
+    source = _open_folder(root, on_error="skip")
+    assert [re.search(r"(\w+) is a b", r)[1] for r in source.remarks] == [
+        "cow",
+        "itself",
+        "more",
+    ]
+    assert _labels(source) == [0, 0, 1, 1]
+
+
+def test_files_that_are_no_images_are_named_when_read(tmp_path):
+    root = _folder(tmp_path)
+    os.mkfifo(root / "train" / "cat" / "2.PNG")
+    _link(root / "train" / "cat" / "3.png", "gone.png")
+    examples = _open_folder(root).examples
+    assert len(examples) == 6
+    with pytest.raises(BadRecordError, match=r"cat/2\.PNG is a pipe"):
+        examples[2]
+    with pytest.raises(
+        BadRecordError, match=r"3\.png, a link to gone\.png: No"
+    ):
+        examples[3]
+
+
+def test_hidden_folders_and_those_of_macos_are_skipped(tmp_path):
+    root = _folder(tmp_path)
+    for name in ".ipynb_checkpoints", "__MACOSX":
+        shutil.copytree(root / "train" / "dog", root / "train" / "cat" / name)
+    assert _labels(_open_folder(root)) == [0, 0, 1, 1]
+
+
+def test_a_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _folder(tmp_path / "pets")
+    source = open_source("folder", "train", "~/pets")
+    assert len(source.examples) == 4
+    images, _ = write_tiny_tfds(tmp_path / "tfds")
+    source = open_source("cifar10", "train", "~/tfds")
+    assert len(source.examples) == len(images)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/dogs is no directory"):
+        open_source("folder", "train", "~/dogs")
 
 
 # Bad records of TFDS

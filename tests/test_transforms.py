@@ -68,9 +68,49 @@ def test_a_crop_that_never_fits_is_the_central_one(height, width):
 
 def test_resize_and_center_crop_is_pillows():
     image = _image(50, 80)
-    resized = transforms.resize_shorter_side(image, 32)
-    got = transforms.center_crop(resized, 28)
+    got = transforms.center_crop(image, 32, 28)
     # torchvision: shorter side 32, the other int(32 * 80 / 50) = 51.
     whole = Image.fromarray(image).resize((51, 32), Image.Resampling.BILINEAR)
     expected = np.asarray(whole)[2:30, 12:40]
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width", "shorter"),
+    [
+        (3, 400, 32),
+        (601, 7, 28),
+        (1, 300, 30),
+        (300, 1, 30),
+        (13, 300, 28),
+        (300, 13, 28),
+        (1999, 45, 28),  # smaller
+    ],
+)
+def test_crops_of_thin_images_are_pillows_to_the_bit(
+    height, width, shorter, channels
+):
+    image = _image(height, width, channels)
+    new = [shorter * n // min(height, width) for n in (height, width)]
+    whole = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
+    whole = whole.resize(new[::-1], Image.Resampling.BILINEAR)
+    whole = np.asarray(whole).reshape(*new, channels)
+    bottom, right = (n - 28 for n in new)
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    corners.append((round(bottom / 2), round(right / 2)))
+    expected = [whole[y : y + 28, x : x + 28] for y, x in corners]
+    got = transforms.ten_crops(image, shorter, 28)
+    np.testing.assert_array_equal(got[:5], expected)
+    central = transforms.center_crop(image, shorter, 28)
+    np.testing.assert_array_equal(central, expected[-1])
+
+
+@pytest.mark.parametrize("shape", [(1, 3_000_000), (3_000_000, 1)])
+def test_the_whole_of_a_thin_image_is_not_resized(shape):
+    """It would be of 768,000,000 x 256 pixels, more than Pillow allocates."""
+    image = np.broadcast_to(np.uint8(7), (*shape, 3))
+    got = transforms.center_crop(image, 256, 224)
+    np.testing.assert_array_equal(got, np.full((224, 224, 3), 7))
+    got = transforms.random_resized_crop(image, np.random.default_rng(0), 224)
+    np.testing.assert_array_equal(got, np.full((224, 224, 3), 7))

@@ -1,8 +1,11 @@
 """What a data set is: examples by index, and what is known of them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+# Of the remarks that an error says, the most.
+_SAID = 5
 
 SKIP_HINT = "Set dataset.on_error='skip' to skip and count what is bad."
 
@@ -48,3 +51,12 @@ class NotPreparedError(ValueError):
     def __init__(self, message: str, source: Source):
         super().__init__(message)
         self.source = source
+
+
+def check_remarks(remarks: Sequence[str], on_error: str) -> None:
+    """Raises ValueError of the first few, unless on_error is 'skip'."""
+    if not remarks or on_error == "skip":
+        return
+    more = len(remarks) - _SAID
+    others = [f"There are {more:,} more of this kind."] if more > 0 else []
+    raise ValueError(" ".join([*remarks[:_SAID], *others, SKIP_HINT]))

@@ -2,22 +2,30 @@
 
 Whatever Pillow opens is converted to the channels asked for: grey and palette
 images to RGB, alpha dropped, CMYK converted. The orientation that EXIF notes
-is ignored. JPEGs go through simplejpeg, which gives Pillow's pixels sooner.
+is ignored, and of several frames the first is read. JPEGs go through
+simplejpeg, which gives Pillow's pixels sooner. Grey images of 16 bits, which
+torchvision turns white, keep their high byte; floating-point ones are refused.
 """
 
 import dataclasses
 import io
 import math
+import os
+import stat
+import warnings
+from pathlib import Path
 
-import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# TIFF's tags, and a value.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
 
-# Images are loaded by threads and processes of Grain's.
-cv2.setNumThreads(0)
+# Pillow refuses twice as many pixels as it warns of; that one limit will do.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadRecordError(ValueError):
@@ -66,7 +74,9 @@ class ImageFile:
             return pixels
         with self._open() as image:
             try:
-                pixels = np.asarray(image.convert(_MODES[self.channels]))
+                pixels = np.asarray(self._convert(image))
+            except BadRecordError:
+                raise
             # Pillow raises SyntaxError and more for what is broken.
             except Exception as error:
                 raise self._bad(error) from error
@@ -76,10 +86,8 @@ class ImageFile:
         """None for what Pillow has to decide on: no JPEG, CMYK, damaged."""
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(self.data)
-            if (
-                space not in ("YCbCr", "Gray", "RGB")
-                or height * width > Image.MAX_IMAGE_PIXELS
-            ):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+            if space not in ("YCbCr", "Gray", "RGB") or height * width > most:
                 return None
             return simplejpeg.decode_jpeg(
                 self.data,
@@ -90,69 +98,89 @@ class ImageFile:
         except ValueError:
             return None
 
+    def _convert(self, image):
+        """To the mode of the channels asked for."""
+        if image.mode == "F":
+            raise BadRecordError(
+                f"{self.name} holds floating-point numbers (Pillow's mode F) "
+                "and does not tell which are black and white: save it with 8 "
+                "or 16 bits."
+            )
+        if image.mode == "I" or image.mode.startswith("I;"):
+            image = self._to_8_bits(image)
+        elif image.mode == "La":  # premultiplied
+            image = image.convert("LA")
+        elif image.mode == "LAB":
+            image = image.convert("RGB")
+        if self.channels < 4:
+            # Alpha is dropped: Pillow need not warn that it might be.
+            image.info.pop("transparency", None)
+        return image.convert(_MODES[self.channels])
+
+    def _to_8_bits(self, image):
+        """The high bytes, as Pillow takes those of colours of 16 bits."""
+        values = np.asarray(image)
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        bits = 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
+        low, high = int(values.min()), int(values.max())
+        signed = image.mode == "I" and tags.get(_BITS_PER_SAMPLE) == (16,)
+        # Values that would all become 0 are meant for another range.
+        fits = high == 0 or 2 ** (bits - 8) <= high < 2**bits
+        if signed or low < 0 or not fits:
+            raise BadRecordError(
+                f"{self.name} holds grey values {low:,} ... {high:,} (Pillow's "
+                f"mode {image.mode}), which do not fill a range of {bits} "
+                "bits: save it with 8 bits, or 16 from black to white."
+            )
+        pixels = (values >> (bits - 8)).astype(np.uint8)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            pixels = 255 - pixels
+        return Image.fromarray(pixels)
+
     def _open(self):
         try:
-            return Image.open(io.BytesIO(self.data))
+            image = Image.open(io.BytesIO(self.data))
+        except Image.DecompressionBombError as error:
+            raise BadRecordError(
+                f"{self.name}: {error} Make it smaller to use it."
+            ) from error
+        except UnidentifiedImageError as error:
+            raise self._bad("cannot identify image format") from error
         except Exception as error:
             raise self._bad(error) from error
+        if image.format == "EPS":
+            raise self._bad("a PostScript program, which is not run")
+        return image
 
     def _bad(self, error):
-        found = "an empty file" if not self.data else error
+        found = error if self.data else "an empty file"
+        found = str(found) or type(found).__name__
         return BadRecordError(f"{self.name} holds no image: {found}.")
+
+
+def read_file(path: str | os.PathLike[str], channels: int) -> ImageFile:
+    """A file's bytes, not decoded yet.
+
+    Raises:
+      BadRecordError: there is no regular file, or it cannot be read.
+    """
+    try:
+        # Reading a pipe or a device may never end.
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "directory" if stat.S_ISDIR(mode) else "pipe or device"
+            raise BadRecordError(f"{path} is a {kind}, not an image file.")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        link = ""
+        if os.path.islink(path):
+            link = f", a link to {os.readlink(path)}"
+        raise BadRecordError(
+            f"Cannot read {path}{link}: {error.strerror}."
+        ) from error
+    return ImageFile(data, channels, str(path))
 
 
 def decode(image: ImageFile | np.ndarray) -> np.ndarray:
     """uint8 [height, width, channels]; arrays are as they are."""
     return image.decode() if isinstance(image, ImageFile) else image
-
-
-def crop_and_resize(
-    image: ImageFile | np.ndarray, box: tuple[int, int, int, int], size: int
-) -> np.ndarray:
-    """A part of the image as a square, quickly.
-
-    Bilinear without antialiasing; where that would skip pixels, at less than
-    half the size, areas are averaged. A JPEG is decoded at the lowest of its
-    resolutions (a half, a quarter, an eighth) that gives every output pixel
-    one of its own; the box is rounded to that resolution.
-
-    Args:
-      image: of [height, width, channels].
-      box: (left, top, right, bottom) in pixels.
-      size: of the square.
-
-    Returns:
-      uint8 [size, size, channels].
-    """
-    left, top, right, bottom = box
-    if isinstance(image, ImageFile):
-        spare = max(1, min(right - left, bottom - top) // size)
-        # Of the resolutions between these some are slower than the whole.
-        pixels = image.decode(reduction=2 ** (spare.bit_length() - 1))
-        height, width, _ = image.shape
-        across, down = pixels.shape[1] / width, pixels.shape[0] / height
-        left, right = round(left * across), round(right * across)
-        top, bottom = round(top * down), round(bottom * down)
-    else:
-        pixels = image
-    crop = pixels[top:bottom, left:right]
-    skips = max(crop.shape[:2]) > 2 * size
-    method = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
-    resized = cv2.resize(crop, (size, size), interpolation=method)
-    return resized.reshape(size, size, -1)
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear with antialiasing, to the bit as torchvision (with Pillow).
-
-    Args:
-      image: uint8 [old height, old width, channels].
-
-    Returns:
-      uint8 [height, width, channels].
-    """
-    squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = Image.fromarray(squeezed).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    return np.asarray(resized).reshape(height, width, image.shape[-1])

@@ -99,7 +99,9 @@ class Preprocessing:
     def evaluate(self, image: ImageFile | np.ndarray) -> np.ndarray:
         """uint8 [height, width, channels]; with ten_crop [10, ...]."""
         if self.ten_crop:
-            return transforms.ten_crops(self._resize(image), self.image_size)
+            return transforms.ten_crops(
+                images.decode(image), self._shorter_side, self.image_size
+            )
         return self._center(image)
 
     def normalize(self, pixels: jax.Array) -> jax.Array:
@@ -154,9 +156,10 @@ class Preprocessing:
     def _center(self, image):
         if self.image_size is None:
             return images.decode(image)
-        return transforms.center_crop(self._resize(image), self.image_size)
-
-    def _resize(self, image):
-        return transforms.resize_shorter_side(
-            images.decode(image), self.resize_size or self.image_size
+        return transforms.center_crop(
+            images.decode(image), self._shorter_side, self.image_size
         )
+
+    @property
+    def _shorter_side(self):
+        return self.resize_size or self.image_size

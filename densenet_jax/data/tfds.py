@@ -10,7 +10,11 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from densenet_jax.choices import did_you_mean
-from densenet_jax.data.examples import SKIP_HINT, NotPreparedError, Source
+from densenet_jax.data.examples import (
+    NotPreparedError,
+    Source,
+    check_remarks,
+)
 from densenet_jax.data.images import BadRecordError, ImageFile
 
 
@@ -59,8 +63,7 @@ def open_tfds(
         for shard in shards
         if (problem := _unreadable(shard.filename))
     ]
-    if remarks and on_error == "raise":
-        raise ValueError(f"{' '.join(remarks)} {SKIP_HINT}")
+    check_remarks(remarks, on_error)
     features = builder.info.features
     source = _without_examples(name, features)
     return dataclasses.replace(

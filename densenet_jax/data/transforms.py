@@ -8,7 +8,7 @@ import math
 import cv2
 import numpy as np
 
-from densenet_jax.data import images
+from densenet_jax.data import resizing
 from densenet_jax.data.images import ImageFile
 
 
@@ -43,36 +43,45 @@ def random_resized_crop(
         h = min(height, round(width * 4 / 3))
         left, top = (width - w) // 2, (height - h) // 2
     box = (left, top, left + w, top + h)
-    return images.crop_and_resize(image, box, size)
+    return resizing.crop_and_resize(image, box, size)
 
 
-def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes so that the shorter side is `size`, to torchvision's shape."""
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    # Integers, as torchvision computes it: size * height / shorter cut off.
-    return images.resize(
-        image, size * height // shorter, size * width // shorter
-    )
+def center_crop(image: np.ndarray, shorter_side: int, size: int) -> np.ndarray:
+    """The central square of `size` of the resized image.
+
+    Args:
+      image: uint8 [height, width, channels].
+      shorter_side: to which it is resized, as torchvision does it.
+      size: `shorter_side` or less.
+    """
+    height, width = _resized_shape(image, shorter_side)
+    corners = [_central(height, width, size)]
+    return resizing.resized_crops(image, height, width, corners, size)[0]
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The central square of `size`."""
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
+def ten_crops(image: np.ndarray, shorter_side: int, size: int) -> np.ndarray:
+    """The resized image's corners and centre, each as it is and mirrored.
 
-
-def ten_crops(image: np.ndarray, size: int) -> np.ndarray:
-    """The corners and the centre, each as it is and mirrored.
+    Args: as `center_crop`.
 
     Returns:
       uint8 [10, size, size, channels].
     """
-    height, width = image.shape[:2]
-    crops = [
-        image[top : top + size, left : left + size]
-        for top in (0, height - size)
-        for left in (0, width - size)
+    height, width = _resized_shape(image, shorter_side)
+    corners = [
+        (top, left) for top in (0, height - size) for left in (0, width - size)
     ]
-    crops.append(center_crop(image, size))
+    corners.append(_central(height, width, size))
+    crops = resizing.resized_crops(image, height, width, corners, size)
     return np.stack([*crops, *(crop[:, ::-1] for crop in crops)])
+
+
+def _resized_shape(image, shorter_side):
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    # Integers, as torchvision computes it: size * height / shorter cut off.
+    return shorter_side * height // shorter, shorter_side * width // shorter
+
+
+def _central(height, width, size):
+    return round((height - size) / 2), round((width - size) / 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from densenet_jax.data.images import ImageFile
+from densenet_jax.data.images import read_file
 from densenet_jax.data.preprocessing import Preprocessing
 from densenet_jax.runs.description import TASKS, Description
 from densenet_jax.tools import command
@@ -166,8 +166,4 @@ def read_image(path: Path, channels: int) -> np.ndarray:
             f"The net reads images of {channels} channels: image files have 1 "
             "or 3."
         )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"Cannot read {path}: {error.strerror}.") from error
-    return ImageFile(content, channels, str(path)).decode()
+    return read_file(path, channels).decode()

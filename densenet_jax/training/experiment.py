@@ -228,7 +228,8 @@ def open_split(config: ConfigDict, split: str) -> Source:
       ValueError: as `open_source`.
     """
     data = config.dataset
-    return open_source(data.name, split, data.data_dir, data.on_error)
+    splits = data.train_split, data.test_split
+    return open_source(data.name, split, data.data_dir, data.on_error, splits)
 
 
 def make_preprocessing(

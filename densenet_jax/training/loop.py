@@ -44,8 +44,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
       BadRecordError: an image or a label that cannot be read.
     """
     experiment = build(config)
-    for remark in experiment.train_source.remarks:
-        say(remark)
+    for source in experiment.train_source, experiment.test_source:
+        for remark in source.remarks:
+            say(remark)
     json_config = config_to_save(config, experiment)
     directory.prepare(workdir)
     image_shape = experiment.batch["image"].shape[1:]

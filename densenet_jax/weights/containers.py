@@ -12,9 +12,12 @@ from safetensors import SafetensorError, safe_open
 
 from densenet_jax.runs.description import of_config
 from densenet_jax.weights import (
+    caffe,
     keras_files,
     signatures,
     state_dicts,
+    torch7,
+    torch7_objects,
     torch_files,
 )
 from densenet_jax.weights.tensor_file import StoredTensor, TensorFile
@@ -60,6 +63,10 @@ def open_tensors(path: str | Path, *, prefix: str | None = None) -> TensorFile:
         opened = keras_files.open_h5(path)
     elif start[8:9] == b"{":
         opened = _open_safetensors(path)
+    elif torch7_objects.is_torch7(start):
+        opened = torch7.read(path)
+    elif caffe.is_caffe(start, path.name):
+        opened = caffe.read(path)
     else:
         raise ValueError(signatures.foreign(start))
     _check_size(opened, path.stat().st_size)

@@ -2,7 +2,9 @@
 
 import functools
 import io
+import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -67,7 +69,50 @@ def open_h5(source: str | Path | IO[bytes]) -> TensorFile:
 
     file = _guarded(h5py.File, source)
     _guarded(file.visititems, visit)
-    return TensorFile(tensors, "keras")
+    named = not any(name.startswith("layers/") for name in tensors)
+    ordered = None if named else _in_order(tensors)
+    return TensorFile(ordered or tensors, "keras", ordered=bool(ordered))
+
+
+def _in_order(
+    tensors: Mapping[str, StoredTensor],
+) -> dict[str, StoredTensor] | None:
+    """The tensors in the order of a DenseNet's layers.
+
+    Files without the layers' names count each class of layers by itself:
+    conv2d_1, batch_normalization_1.
+
+    Returns:
+      None where the numbers of layers are not those of such a net.
+    """
+    modules = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        modules.setdefault(module, {})[leaf] = tensor
+    kinds = {"conv": [], "norm": [], "linear": []}
+    for module, leaves in modules.items():
+        axes = len(leaves["kernel"].shape) if "kernel" in leaves else 1
+        kinds[{4: "conv", 2: "linear"}.get(axes, "norm")].append(module)
+    for found in kinds.values():
+        found.sort(key=_number)
+    convs, norms = kinds["conv"], kinds["norm"]
+    stem = len(norms) + 1 - len(convs)  # norms before the first block, and 1
+    if not convs or stem not in (1, 2):
+        return None
+    order = [convs[0], *norms[: stem - 1]]
+    for norm, conv in zip(norms[stem - 1 :], convs[1:]):
+        order += [norm, conv]
+    order += [norms[-1], *kinds["linear"]]
+    return {
+        f"{module}.{leaf}": tensor
+        for module in order
+        for leaf, tensor in modules[module].items()
+    }
+
+
+def _number(module: str) -> int:
+    digits = re.search(r"_(\d+)$", module)
+    return int(digits[1]) if digits else 0
 
 
 def _guarded(call, *arguments):
@@ -90,11 +135,12 @@ def _name(path, group):
     """`layer.leaf` for a dataset of a Keras file.
 
     .h5 has .../layer/leaf (Keras 2 adds :0 to the leaf). .weights.h5 has
-    layers/class_number/vars/index, and the layer's name as an attribute.
+    layers/class_number/vars/index, and in later versions the layer's name as
+    an attribute.
     """
     layer, _, leaf = path.rpartition("/")
-    if leaf.isdigit() and "name" in group.attrs:
-        layer = group.attrs["name"]
+    if leaf.isdigit():
+        layer = group.attrs.get("name", layer.removesuffix("/vars"))
         leaves = ("gamma", "beta", "moving_mean", "moving_variance")
         leaves = leaves if len(group) == len(leaves) else ("kernel", "bias")
         leaf = leaves[int(leaf)] if int(leaf) < len(leaves) else leaf

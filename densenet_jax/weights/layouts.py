@@ -50,6 +50,9 @@ class Layout:
         return None
 
 
+# Of keras.applications.
+KERAS_EPSILON = 1.001e-5
+
 _HEAD = r"(?:classifier|fc|linear|head)(?:\.\d+)?"
 _LAYER = "denseblock{block}/denselayer{layer}/{kind}{n}"
 _TORCHVISION = {
@@ -76,16 +79,18 @@ _CIFAR_BLOCKS = {
     _HEAD: "classifier",
 }
 
+OURS = Layout(
+    "this project",
+    {
+        r"(?P<path>conv0|norm0|norm5|classifier"
+        r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
+        r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
+        r"|transition\d+/(?:norm|conv))": "{path}"
+    },
+)
+
 LAYOUTS = (
-    Layout(
-        "this project",
-        {
-            r"(?P<path>conv0|norm0|norm5|classifier"
-            r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
-            r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
-            r"|transition\d+/(?:norm|conv))": "{path}"
-        },
-    ),
+    OURS,
     Layout("torchvision and timm", _TORCHVISION),
     Layout(
         "efficient_densenet_pytorch (gpleiss)",
@@ -162,7 +167,7 @@ LAYOUTS = (
             r"(?:.*/)?predictions": "classifier",
         },
         first_block=2,
-        norm_epsilon=1.001e-5,
+        norm_epsilon=KERAS_EPSILON,
     ),
 )
 
@@ -202,6 +207,20 @@ def to_our_axes(leaf: str, rank: int) -> tuple[int, ...]:
     if leaf == "weight" and rank in (2, 4):
         return {2: (1, 0), 4: (2, 3, 1, 0)}[rank]
     return tuple(range(rank))
+
+
+def as_torch(leaf: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """A leaf's name and shape as PyTorch has them."""
+    if leaf == "kernel":
+        order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), range(len(shape)))
+        return "weight", tuple(shape[i] for i in order)
+    keras = {
+        "gamma": "weight",
+        "beta": "bias",
+        "moving_mean": "running_mean",
+        "moving_variance": "running_var",
+    }
+    return keras.get(leaf, leaf), shape
 
 
 def read_mapping(path: str | Path) -> Layout:

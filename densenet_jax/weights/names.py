@@ -222,7 +222,7 @@ def _extended(layout, mapping):
 
 
 def _say(layout, mapping, start, remarks, changes):
-    if layout is not mapping:
+    if layout is not mapping and layout is not layouts.OURS:
         remarks.append(f"The names are those of {layout.name}.")
     if layout.newest_first:
         changes.append(
@@ -267,11 +267,11 @@ def _by_structure(names, remarks) -> Recognised:
     file = names.file
     if not file.ordered:
         raise NoMatchError(f"{file.container} files do not keep their order.")
-    shapes = {
-        name: file.tensors[name].shape
-        for leaves in names.leaves.values()
-        for name in leaves.values()
-    }
+    shapes = {}
+    for module, leaves in names.leaves.items():
+        for leaf, name in leaves.items():
+            leaf, shape = layouts.as_torch(leaf, file.tensors[name].shape)
+            shapes[f"{module}.{leaf}"] = shape
     modules = match_structure(shapes)
     changes = [
         "The names follow no known layout: the layers were recognised by "
@@ -280,5 +280,6 @@ def _by_structure(names, remarks) -> Recognised:
         "check the outputs."
     ]
     placed, problems = _place(names, modules, [], changes)
-    layout = Layout("order and shapes", {})
+    epsilon = layouts.KERAS_EPSILON if file.container == "keras" else 1e-5
+    layout = Layout("order and shapes", {}, norm_epsilon=epsilon)
     return Recognised(layout, placed, problems, [], remarks, changes)

@@ -53,5 +53,6 @@ def foreign(start: bytes) -> str:
         )
     return (
         f"The file begins with {start[:16]!r}: it is neither a file of "
-        "torch.save, nor .safetensors, nor a Keras .h5 or .keras."
+        "torch.save, nor .safetensors, nor a Keras .h5 or .keras, a Caffe "
+        ".caffemodel or a Torch7 .t7."
     )

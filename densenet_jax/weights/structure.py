@@ -112,6 +112,11 @@ class _Reader:
     def _take(self, kind, channels, path):
         module = self._peek()
         if (module.kind, module.inputs) != (kind, channels):
+            if module.kind == "end":
+                raise NoMatchError(
+                    f"The file ends where {path}, a {kind} that reads "
+                    f"{channels} channels, was expected."
+                )
             raise NoMatchError(
                 f"{module.name} is a {module.kind} that reads "
                 f"{module.inputs} channels; as {path}, a {kind} that reads "

@@ -26,6 +26,7 @@ class TensorFile:
       tensors: names are `module.leaf`, in the file's order.
       container: 'torch', 'safetensors', 'keras', 'caffe', 't7' or 'run'.
       remarks: what a user should know, one sentence each.
+      changes: what differs from the file, or is a guess, one sentence each.
       network: the section `model` of the config of the run that it is.
       attributes: of the model, where the file states some of them.
       description: of the net, as far as the file states it.
@@ -35,6 +36,7 @@ class TensorFile:
     tensors: Mapping[str, StoredTensor]
     container: str
     remarks: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     network: Mapping[str, Any] | None = None
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: Description = dataclasses.field(default_factory=Description)
