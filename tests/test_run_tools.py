@@ -228,7 +228,7 @@ def test_a_run_of_an_earlier_version(command, tmp_path):
     expected = jax.nn.softmax(_logits(Image.open(path)))
     names = ["class 0", "class 1", "class 2"]
     assert output.splitlines()[-3:] == _lines(expected, names)
-    assert "ssumed" not in output
+    assert "Assumed --image_size=32 (usual for CIFAR-10)" in output
 
     (old / "network.json").write_text(json.dumps({"image_shape": [16, 16, 3]}))
     _, output, _ = command("predict", f"--weights={old}", path)
@@ -333,6 +333,13 @@ def test_only_what_is_assumed_is_said(capsys):
     assert (chosen.image_size, chosen.resize_size) == (112, 128)
     # Not the resize size, which follows from the option.
     assert capsys.readouterr().out == ""
+
+    unknown = {"image_size": None, "resize_size": None}
+    unknown = Description({**stated.preprocessing, **unknown})
+    chosen = preprocessing.choose(_options(), model, 3, unknown)
+    assert (chosen.image_size, chosen.resize_size) == (224, 256)
+    said = "Assumed --image_size=224 --resize_size=256 ("
+    assert said in capsys.readouterr().out
 
     chosen = preprocessing.choose(_options(), model, 3, stated, (50, 60))
     assert chosen.image_size is None  # all are of one size: as they are

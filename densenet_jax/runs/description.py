@@ -21,11 +21,12 @@ class Description:
 
     Attributes:
       preprocessing: of evaluation, keys of PREPROCESSING as in
-        `data.preprocessing.Preprocessing`, in its units. A key may be absent.
+        `data.preprocessing.Preprocessing`, in its units. A key may be absent;
+        `image_size` None is image_shape's, or unknown where there is none.
       class_names: of each logit, in order.
       task: one of TASKS.
       image_shape: (height, width, channels) of the images it was trained on,
-        after preprocessing; what `image_size` None, images as stored, means.
+        after preprocessing.
     """
 
     preprocessing: Mapping[str, Any] | None = None

@@ -122,11 +122,13 @@ def _known(description: Description, channels: int) -> dict[str, Any]:
         values = found.pop(name, None)
         if values:
             found[name] = _for_channels(values, channels)
-    if "image_size" in found and found["image_size"] is None:
-        height, width = (description.image_shape or (None, None))[:2]
+    if found.get("image_size") is None:
+        if description.image_shape is None:  # not said
+            sizes = ("image_size", "resize_size")
+            return {k: v for k, v in found.items() if k not in sizes}
+        height, width = description.image_shape[:2]
         # Images as stored, all of this size: others are resized to it.
-        if height == width:
-            found["image_size"] = height
+        found["image_size"] = height if height == width else None
     return found
 
 
