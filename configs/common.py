@@ -16,8 +16,9 @@ def get_config() -> ConfigDict:
     config.batch_size = 256  # over all devices and microbatches
     config.accumulate = 1  # microbatches, run in sequence to save memory
     config.label_smoothing = 0.0
-    # Weights to start from, a file that load_pretrained reads or a run's
-    # directory, for the model below; see optimizer.backbone_lr_scale.
+    # Weights to start from, whatever load_pretrained takes: a file, a run's
+    # directory or a name as torchvision/densenet121, for the model below; see
+    # optimizer.backbone_lr_scale.
     config.pretrained = placeholder(str)
     config.ema_decay = placeholder(float)  # for example 0.9999
 

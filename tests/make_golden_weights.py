@@ -8,9 +8,13 @@ Weights and statistics are random; the logits are those of the frameworks'
 own modules for the images in logits.npz, which names their versions.
 """
 
+import argparse
 import collections
+import copy
+import datetime
 import re
 from pathlib import Path
+from unittest import mock
 
 import keras
 import keras.src.applications.densenet as keras_densenet
@@ -211,6 +215,98 @@ def make_torch() -> dict[str, np.ndarray]:
     return logits
 
 
+class BearpawTransition(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, x):
+        return nn.functional.avg_pool2d(self.conv1(self.bn1(x).relu()), 2)
+
+
+class Bearpaw(nn.Module):
+    """The names of pytorch-classification's DenseNet, oldest first."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.dense1 = nn.Sequential(CifarLayer(8, 16, 4), CifarLayer(12, 16, 4))
+        self.trans1 = BearpawTransition(16, 8)
+        self.dense2 = nn.Sequential(CifarLayer(8, 16, 4))
+        self.bn = nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.dense2(self.trans1(self.dense1(self.conv1(x))))
+        return self.fc(self.bn(x).relu().mean((2, 3)))
+
+
+def make_training() -> dict[str, np.ndarray]:
+    """Files as training scripts leave them."""
+    torch.manual_seed(1)
+    old = {"_use_new_zipfile_serialization": False}
+    logits = {}
+
+    net = torchvision.models.DenseNet(**TORCHVISION)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2))).sum().backward()
+    optimizer.step()
+    net = randomise(net)
+    weights = net.state_dict()
+    names = ["ant", "bee", "cat"]
+    checkpoint = {
+        "model": weights,
+        "model_ema": {f"module.{k}": 0 * v for k, v in weights.items()},
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.MultiStepLR(
+            optimizer, [30, 60]
+        ).state_dict(),
+        "args": argparse.Namespace(lr=0.1, output=Path("runs")),
+        "best": np.float64(0.5),
+        "history": np.arange(3.0),
+        "seed": 2**62 + 1,
+        "date": datetime.date(2020, 1, 1),
+        "confusion": {(0, 1): 3},
+        "git": b"abc",
+        "class_to_idx": {name: i for i, name in enumerate(names)},
+    }
+    torch.save(checkpoint, OUT / "training.pth")
+    logits["training.pth"] = logits_of(net)
+    wrapped = {f"module.{name}": value for name, value in weights.items()}
+    torch.save({"state_dict": wrapped}, OUT / "old_format.pth", **old)
+    logits["old_format.pth"] = logits_of(net)
+    torch.save(net, OUT / "module.pth")
+    logits["module.pth"] = logits_of(net)
+
+    # An eps that is not the one of nets with these names.
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+    # Without the source of the classes, which the old format keeps.
+    with mock.patch.object(
+        torch.serialization, "get_source_lines_and_file", side_effect=OSError
+    ):
+        torch.save({"epoch": 1, "net": net}, OUT / "old_module.pth", **old)
+    logits["old_module.pth"] = logits_of(net)
+
+    layers = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = nn.Sequential(net.features, *layers, net.classifier)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-5
+    safetensors.torch.save_file(
+        net.state_dict(), OUT / "sequential.safetensors"
+    )
+    logits["sequential.safetensors"] = logits_of(net)
+
+    net = randomise(Bearpaw())
+    torch.save({"state_dict": net.state_dict()}, OUT / "bearpaw.pth")
+    logits["bearpaw.pth"] = logits_of(net)
+    return logits
+
+
 def make_keras() -> dict[str, np.ndarray]:
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(1)
@@ -245,7 +341,7 @@ def make_keras() -> dict[str, np.ndarray]:
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    logits = make_torch() | make_keras()
+    logits = make_torch() | make_training() | make_keras()
     versions = [
         f"{module.__name__} {module.__version__}"
         for module in (torch, torchvision, timm, monai, keras)

@@ -2,12 +2,12 @@
 
 import struct
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from densenet_jax.weights.containers import open_tensors
+from densenet_jax.weights.tensor_file import TensorFile
 
 _NUMBERS = (0, 1, 3, 4, 8, 127, 2**15, 2**20, 2**31 - 1, -1, -(2**31))
 
@@ -41,8 +41,16 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def try_mutations(path: Path, content: bytes, count: int) -> dict[str, int]:
+def try_mutations(
+    path: Path, content: bytes, count: int, *, checksums: bool = False
+) -> dict[str, int]:
     """Opens and reads damaged files; what is not a ValueError is raised.
+
+    Args:
+      path: to write to.
+      content: of a whole file.
+      count: how many damaged ones are tried.
+      checksums: whether the format has them: what is read must be whole.
 
     Returns:
       How many were read, and how many refused.
@@ -51,6 +59,8 @@ def try_mutations(path: Path, content: bytes, count: int) -> dict[str, int]:
       AssertionError: an error of several lines, or memory of more than thrice
         the file and 8 MB.
     """
+    path.write_bytes(content)
+    whole = _values(open_tensors(path)) if checksums else None
     rng = np.random.default_rng(0)
     counts = {"read": 0, "refused": 0}
     tracemalloc.start()
@@ -59,7 +69,7 @@ def try_mutations(path: Path, content: bytes, count: int) -> dict[str, int]:
             path.write_bytes(mutated(content, rng))
             tracemalloc.reset_peak()
             before, _ = tracemalloc.get_traced_memory()
-            counts[_try(lambda: open_tensors(path))] += 1
+            counts[_try(path, whole)] += 1
             _, peak = tracemalloc.get_traced_memory()
             assert peak - before < 3 * len(content) + 8e6
     finally:
@@ -67,16 +77,23 @@ def try_mutations(path: Path, content: bytes, count: int) -> dict[str, int]:
     return counts
 
 
-def _try(open_file: Callable) -> str:
+def _try(path: Path, whole: dict[str, np.ndarray] | None) -> str:
     try:
-        for tensor in open_file().tensors.values():
-            values = tensor.read()
-            assert values.shape == tensor.shape
-            assert values.dtype == tensor.dtype
+        values = _values(open_tensors(path))
     except ValueError as error:
         message = str(error)
         assert message
         assert len(message) < 2000
         assert message.isprintable(), message
         return "refused"
+    for name, expected in (whole or {}).items():
+        np.testing.assert_array_equal(values[name], expected)
     return "read"
+
+
+def _values(file: TensorFile) -> dict[str, np.ndarray]:
+    values = {name: tensor.read() for name, tensor in file.tensors.items()}
+    for name, tensor in file.tensors.items():
+        assert values[name].shape == tensor.shape
+        assert values[name].dtype == tensor.dtype
+    return values

@@ -615,9 +615,11 @@ def test_no_mapping(tmp_path, text):
 # The way out.
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in LOGITS if not n.startswith("keras")]
-)
+# Files have no place for an epsilon that is not PyTorch's.
+_OTHER_EPSILON = {"keras.h5", "keras.weights.h5", "old_module.pth"}
+
+
+@pytest.mark.parametrize("name", sorted(LOGITS.keys() - _OTHER_EPSILON))
 def test_out_and_in_again(tmp_path, name):
     model, loaded = load_pretrained(GOLDEN / name)
     path = tmp_path / "weights.safetensors"

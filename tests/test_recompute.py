@@ -10,8 +10,8 @@ import pytest
 
 from densenet_jax.models import densenet, layers, recompute
 from densenet_jax.models.densenet import REMAT_POLICIES, DenseLayer, DenseNet
+from densenet_jax.models.layer_options import LayerOptions
 from densenet_jax.models.layers import Norm, concatenate
-from densenet_jax.models.options import LayerOptions
 from densenet_jax.models.stages import StagedLayer
 
 NET = dict(block_layers=(2, 1), growth_rate=4, stem="cifar", num_classes=3)

@@ -2,6 +2,7 @@
 
 import struct
 import zipfile
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,13 @@ class Raw(bytes):
 
 class Items(list):
     """(key, value) pairs of a dict in which a key may be twice."""
+
+
+class Object(NamedTuple):
+    """An instance of a class, as modules are saved."""
+
+    kind: str  # module.name
+    state: dict
 
 
 def call(module: str, name: str, *arguments) -> Raw:
@@ -73,6 +81,10 @@ def _dump(value, storages):
         case str():
             text = value.encode()
             return b"X" + struct.pack("<I", len(text)) + text
+        case Object(kind, state):
+            module, _, name = kind.rpartition(".")
+            made = _global(module, name) + b")\x81"
+            return made + _dump(state, storages) + b"b"
         case tuple():
             return b"(" + b"".join(_dump(v, storages) for v in value) + b"t"
         case Items() | dict():

@@ -250,6 +250,7 @@ def _describe(operation: Operation) -> str:
         "norm": "norm-ReLU",
         "max_pool": f"{window} max pool",
         "average_pool": f"{window} average pool",
+        "blur_pool": f"{window} blur pool",
         "mean": "global average pool",
         "linear": f"linear {operation.outputs}",
     }[operation.kind]

@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from densenet_jax.models import geometry, recompute
+from densenet_jax.models.layer_options import LayerOptions, layer_options
 from densenet_jax.models.layers import Maps, at_least_float32, concatenate
 from densenet_jax.models.options import (
     REMAT_POLICIES,
-    LayerOptions,
     NetAttributes,
     check_images,
     drop_path_rates,
-    layer_options,
 )
 from densenet_jax.models.stages import SqueezeExcite, StagedLayer, drop_path
+from densenet_jax.models.windows import blur_pool
 
 __all__ = ["REMAT_POLICIES", "DenseBlock", "DenseLayer", "DenseNet"]
 
@@ -126,7 +126,10 @@ def _dense_block(block: DenseBlock, x: jax.Array, train: bool) -> Maps:
 
 
 class Transition(nn.Module):
-    """Norm-ReLU-1x1 conv-2x2 average pool (paper, section 3, "Pooling")."""
+    """Norm-ReLU-1x1 conv-2x2 average pool (paper, section 3, "Pooling").
+
+    With blur_pool='all' a blur takes the place of the average pool.
+    """
 
     features: int
     options: LayerOptions
@@ -137,10 +140,12 @@ class Transition(nn.Module):
         y = self.options.norm_layer(name="norm")(x, train)
         conv = self.options.conv(self.features, 1, name="conv")
         y = self.options.activate(y)
-        if not (train and self.options.dropout_rate):
+        blur = self.options.blur_pool == "all"
+        dropout_rate = self.options.dropout_rate if train else 0.0
+        if not (blur or dropout_rate):
             return conv(y, pool=2)
-        y = nn.Dropout(self.options.dropout_rate, deterministic=False)(conv(y))
-        return self.options.ops.average_pool(y, 2)
+        y = nn.Dropout(dropout_rate, deterministic=False)(conv(y))
+        return blur_pool(y) if blur else self.options.ops.average_pool(y, 2)
 
 
 class DenseNet(NetAttributes):
@@ -156,14 +161,12 @@ class DenseNet(NetAttributes):
     def setup(self):
         self.options = layer_options(self)
         blocks = geometry.blocks(self)
-        if self.stem == "imagenet":
-            self.conv0 = self.options.conv(
-                blocks[0].inputs, 7, stride=2, padding=3
-            )
-        else:
-            self.conv0 = self.options.conv(blocks[0].inputs, 3, padding=1)
-        if self.stem_norm:
-            self.norm0 = self.options.norm_of_conv()
+        for path, kind, _, features, size, stride, *_ in geometry.stem(self):
+            if kind == "conv":
+                conv = self.options.stem_conv(features, size, stride)
+                setattr(self, path, conv)
+            elif kind == "norm":
+                setattr(self, path, self.options.norm_of_conv())
         for i, (block, rates) in enumerate(
             zip(blocks, drop_path_rates(self)), 1
         ):
@@ -201,20 +204,23 @@ class DenseNet(NetAttributes):
     ) -> list[jax.Array]:
         """The feature maps of the stem and of each block, finest first.
 
-        With the 'imagenet' stem they lie at strides 2, 4, 8, 16 and so on:
-        stem before its pool, then each block's output; with the 'cifar' stem
-        at strides 1, 1, 2, 4. The last has passed the final norm and ReLU.
+        With the 'imagenet' and 'deep' stems they lie at strides 2, 4, 8, 16 and
+        so on: stem before its pool, then each block's output; with the 'cifar'
+        stem at strides 1, 1, 2, 4. The last has passed the final norm and ReLU.
 
         Args and raises: as `__call__`.
         """
         check_images(self, images.shape, train)
-        x = self.conv0(images)
-        if self.stem_norm:
-            x = self.norm0(self.options.measure(x, train), train)
-            x = self.options.activate(x)
+        x = images
+        for i in range(len(geometry.stem_widths(self))):
+            x = getattr(self, f"conv{i}")(x)
+            if self.stem_norm:
+                norm = getattr(self, f"norm{i}")
+                x = norm(self.options.measure(x, train), train)
+                x = self.options.activate(x)
         maps = [x]
-        if self.stem == "imagenet":
-            x = self.options.ops.max_pool(x, 3, 2, 1)
+        if geometry.has_stem_pool(self):
+            x = self.options.stem_pool(x)
         for i in range(1, len(self.block_layers) + 1):
             block = getattr(self, f"denseblock{i}")(x, train)
             if i < len(self.block_layers):

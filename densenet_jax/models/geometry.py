@@ -49,10 +49,11 @@ class Operation(NamedTuple):
     Attributes:
       path: in the parameter tree; of an operation without parameters, what
         would be its path.
-      kind: 'conv', 'norm', 'linear', 'max_pool', 'average_pool' or 'mean' (over
-        height and width).
+      kind: 'conv', 'norm', 'linear', 'max_pool', 'average_pool', 'blur_pool' or
+        'mean' (over height and width).
       inputs, outputs: channels.
-      size, stride, padding: of the window.
+      size, stride, padding: of the window. Where the stem pads as TensorFlow's
+        'same', outputs have the same size.
       folds_into: of a norm, the path of the convolution that it alone reads.
     """
 
@@ -71,12 +72,14 @@ class Operation(NamedTuple):
         first, _, rest = self.path.partition("/")
         if rest:
             return first
-        return "stem" if first in ("conv0", "norm0", "pool0") else "head"
+        return "head" if first in ("norm5", "pool5", "classifier") else "stem"
 
     def output_size(self, size: int) -> int:
         """Pixels of the output's height or width for those of the input."""
         if self.kind == "mean":
             return 1
+        if self.kind == "blur_pool" and size < 2:
+            return 0  # There is nothing to mirror.
         return (size + 2 * self.padding - self.size) // self.stride + 1
 
 
@@ -126,10 +129,20 @@ def compressed(channels: int, compression: float) -> int:
     return kept
 
 
+def stem_widths(model: "NetAttributes") -> tuple[int, ...]:
+    """The channels that each convolution of a model's stem makes."""
+    given = model.stem_features
+    if isinstance(given, (tuple, list)):
+        return tuple(given)
+    first = growth_rates(model.block_layers, model.growth_rate)[0][0]
+    widths = (first, first, given or 2 * first)
+    return widths if model.stem == "deep" else widths[-1:]
+
+
 def blocks(model: "NetAttributes") -> list[Block]:
     """The dense blocks of a model, with their channels."""
     rates = growth_rates(model.block_layers, model.growth_rate)
-    channels = model.stem_features or 2 * rates[0][0]
+    channels = stem_widths(model)[-1]
     found = []
     for i, block_rates in enumerate(rates, 1):
         name, reader, reduced = f"denseblock{i}", "classifier", None
@@ -151,17 +164,8 @@ def walk(model: "NetAttributes", in_channels: int = 3) -> Iterator[Operation]:
     Args:
       in_channels: of the images.
     """
-    walked = blocks(model)
-    stem = walked[0].inputs
-    if model.stem == "imagenet":
-        yield Operation("conv0", "conv", in_channels, stem, 7, 2, padding=3)
-    else:
-        yield Operation("conv0", "conv", in_channels, stem, 3, padding=1)
-    if model.stem_norm:
-        yield Operation("norm0", "norm", stem, stem, folds_into="conv0")
-    if model.stem == "imagenet":
-        yield Operation("pool0", "max_pool", stem, stem, 3, 2, padding=1)
-    for block in walked:
+    yield from stem(model, in_channels)
+    for block in blocks(model):
         channels = block.inputs
         for i, growth_rate in enumerate(block.growth_rates, 1):
             path = f"{block.name}/denselayer{i}"
@@ -172,10 +176,44 @@ def walk(model: "NetAttributes", in_channels: int = 3) -> Iterator[Operation]:
             reduced = block.compressed
             yield Operation(block.reader, "conv", channels, reduced)
             path = block.reader.replace("conv", "pool")
-            yield Operation(path, "average_pool", reduced, reduced, 2, 2)
+            if model.blur_pool == "all":
+                yield Operation(path, "blur_pool", reduced, reduced, 3, 2, 1)
+            else:
+                yield Operation(path, "average_pool", reduced, reduced, 2, 2)
     yield Operation("norm5", "norm", channels, channels)
     yield Operation("pool5", "mean", channels, channels)
     yield Operation("classifier", "linear", channels, model.num_classes)
+
+
+def stem(model: "NetAttributes", in_channels: int = 3) -> Iterator[Operation]:
+    """The operations of a model's stem, as in `walk`."""
+    size = 7 if model.stem == "imagenet" else 3
+    stride, channels = stem_stride(model), in_channels
+    for i, width in enumerate(stem_widths(model)):
+        conv, padding = f"conv{i}", size // 2
+        yield Operation(conv, "conv", channels, width, size, stride, padding)
+        if model.stem_norm:
+            yield Operation(f"norm{i}", "norm", width, width, folds_into=conv)
+        stride, channels = 1, width
+    if not has_stem_pool(model):
+        return
+    blurs = model.blur_pool != "none"
+    stride = 1 if blurs else 2
+    yield Operation("pool0", "max_pool", channels, channels, 3, stride, 1)
+    if blurs:
+        yield Operation("blur0", "blur_pool", channels, channels, 3, 2, 1)
+
+
+def stem_stride(model: "NetAttributes") -> int:
+    """The stride of the stem's first convolution."""
+    return model.stem_stride or (1 if model.stem == "cifar" else 2)
+
+
+def has_stem_pool(model: "NetAttributes") -> bool:
+    """Whether the stem ends in a max pool."""
+    if model.stem_pool is None:
+        return model.stem != "cifar"
+    return model.stem_pool
 
 
 def _dense_layer(model, path, channels, growth_rate) -> Iterator[Operation]:

@@ -16,6 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from densenet_jax.models.ops import Operations
+from densenet_jax.models.windows import pad_same
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -181,7 +182,7 @@ class Conv(nn.Module):
 
     Attributes:
       features: the number of output channels.
-      size, stride, padding: of the window.
+      size, stride, padding: of the window; padding 'same' is TensorFlow's.
       kernel_init: a key of KERNEL_INITS.
       dtype: of the computation.
       ops: the implementation.
@@ -191,7 +192,7 @@ class Conv(nn.Module):
     size: int
     ops: Operations
     stride: int = 1
-    padding: int = 0
+    padding: int | str = 0
     kernel_init: str = "fan_out"
     dtype: jnp.dtype = jnp.float32
 
@@ -204,7 +205,10 @@ class Conv(nn.Module):
         if pool > 1:
             y = self.ops.convolve_and_pool(x, kernel, pool)
         else:
-            y = self.ops.convolve(x, kernel, self.stride, self.padding)
+            padding = self.padding
+            if padding == "same":
+                x, padding = pad_same(x, self.size, self.stride, 0.0), 0
+            y = self.ops.convolve(x, kernel, self.stride, padding)
         return checkpoint_name(y, CONV_OUTPUT)
 
 

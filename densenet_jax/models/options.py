@@ -1,11 +1,9 @@
-"""A net's attributes: their ranges, and what its layers make of them."""
+"""A net's attributes and their ranges."""
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from densenet_jax.choices import check_choice
@@ -14,15 +12,12 @@ from densenet_jax.models.layers import (
     ACTIVATIONS,
     KERNEL_INITS,
     NORM_AXES,
-    Conv,
-    FoldedNorm,
-    Maps,
-    Norm,
-    measure,
 )
-from densenet_jax.models.ops import IMPLEMENTATIONS, Operations, operations
+from densenet_jax.models.ops import IMPLEMENTATIONS
 
-STEMS = ("imagenet", "cifar")
+STEMS = ("imagenet", "deep", "cifar")
+BLUR_POOLS = ("none", "stem", "all")
+PADDINGS = ("explicit", "same")
 
 # What the forward pass keeps for the backward pass; the rest is recomputed.
 REMAT_POLICIES = {
@@ -39,6 +34,8 @@ TORCH_LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 _CHOICES = {
     "stem": STEMS,
+    "stem_padding": PADDINGS,
+    "blur_pool": BLUR_POOLS,
     "activation": ACTIVATIONS,
     "norm": NORM_AXES,
     "kernel_init": KERNEL_INITS,
@@ -52,7 +49,7 @@ _RANGES = {
     ),
     "compression": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "bottleneck_width": (lambda v: v >= 0, "0 (no bottleneck) or more"),
-    "stem_features": (lambda v: v is None or v > 0, "positive or None"),
+    "stem_stride": (lambda v: v is None or v > 0, "positive or None"),
     "num_classes": (lambda v: v > 0, "positive"),
     "norm_groups": (lambda v: v > 0, "positive"),
     "norm_epsilon": (lambda v: v > 0, "positive"),
@@ -74,10 +71,19 @@ class NetAttributes(nn.Module):
         keeps, rounded down.
       bottleneck_width: the 1x1 convolutions make bottleneck_width * growth_rate
         channels; 0 leaves them out (the plain net).
-      stem: 'imagenet' (7x7 conv, stride 2, and a 3x3 max pool, stride 2) or
-        'cifar' (3x3 conv).
-      stem_norm: whether norm and ReLU follow the stem's conv.
-      stem_features: channels of the stem; None is twice the first growth rate.
+      stem: 'imagenet' (7x7 conv, stride 2, and a 3x3 max pool, stride 2),
+        'deep' (timm's: three 3x3 convs, the first with stride 2, and the same
+        pool) or 'cifar' (3x3 conv).
+      stem_norm: whether norm and ReLU follow the stem's convs.
+      stem_features: channels of the stem; None is twice the first growth rate
+        k. The first two convs of a deep stem make k; a tuple says all three.
+      stem_stride: of the stem's first conv; None is as `stem` has it.
+      stem_pool: whether the stem has its max pool; None is as `stem` has it.
+      stem_padding: 'explicit' (PyTorch's), or 'same' (TensorFlow's), which puts
+        the windows of the stem's convs and pool elsewhere for even sizes.
+      blur_pool: where a blur with stride 2 (see `windows.blur_pool`) replaces
+        a pool's stride: 'none', 'stem' (behind the max pool, now of stride 1)
+        or 'all' (also for the average pools of the transitions).
       num_classes: the number of logits.
       activation: a key of `layers.ACTIVATIONS`, where the paper has ReLU.
       norm: 'batch', 'group' or 'instance'.
@@ -108,7 +114,11 @@ class NetAttributes(nn.Module):
     bottleneck_width: int = 4
     stem: str = "imagenet"
     stem_norm: bool = True
-    stem_features: int | None = None
+    stem_features: int | Sequence[int] | None = None
+    stem_stride: int | None = None
+    stem_pool: bool | None = None
+    stem_padding: str = "explicit"
+    blur_pool: str = "none"
     num_classes: int = 1000
     activation: str = "relu"
     norm: str = "batch"
@@ -143,7 +153,24 @@ def _check_attributes(model: NetAttributes) -> None:
         raise ValueError(
             f"growth_rate is {model.growth_rate!r}: must be positive."
         )
+    _check_stem(model)
     geometry.blocks(model)  # compression may leave no channel
+
+
+def _check_stem(model: NetAttributes) -> None:
+    expected = 3 if model.stem == "deep" else 1
+    widths = geometry.stem_widths(model)
+    if len(widths) != expected or min(widths) < 1:
+        raise ValueError(
+            f"stem_features is {model.stem_features!r}: must be None, a "
+            f"positive number, or {expected} of them (one a convolution of the "
+            f"{model.stem!r} stem)."
+        )
+    if model.blur_pool == "stem" and not geometry.has_stem_pool(model):
+        raise ValueError(
+            "blur_pool is 'stem', but this stem has no pool: give "
+            "stem_pool=True, or blur_pool='none'."
+        )
 
 
 def unseen_differences(one: NetAttributes, other: NetAttributes) -> list[str]:
@@ -152,9 +179,14 @@ def unseen_differences(one: NetAttributes, other: NetAttributes) -> list[str]:
     Returns:
       The names of attributes, of those that shapes do not show.
     """
-    names = ["norm", "norm_epsilon", "activation"]
+    names = ["norm", "norm_epsilon", "activation", "stem_padding", "blur_pool"]
     names += ["norm_groups"] if one.norm == "group" else []
-    return [n for n in names if getattr(one, n) != getattr(other, n)]
+    found = [n for n in names if getattr(one, n) != getattr(other, n)]
+    if geometry.stem_stride(one) != geometry.stem_stride(other):
+        found.append("stem_stride")
+    if geometry.has_stem_pool(one) != geometry.has_stem_pool(other):
+        found.append("stem_pool")
+    return found
 
 
 def check_images(
@@ -177,74 +209,6 @@ def check_images(
         f"channels] with height and width of {smallest} or more for "
         f"{len(model.block_layers)} blocks behind the {model.stem!r} stem."
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerOptions:
-    """What all layers of a net share; see `NetAttributes`."""
-
-    activation: str
-    norm: str
-    norm_groups: int
-    norm_epsilon: float
-    norm_momentum: float
-    bottleneck_width: int
-    dropout_rate: float
-    squeeze_excite: int
-    kernel_init: str
-    dtype: jnp.dtype
-    folded: bool
-    ops: Operations
-
-    def conv(self, features: int, size: int, **kwargs) -> Conv:
-        return Conv(
-            features,
-            size,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            ops=self.ops,
-            **kwargs,
-        )
-
-    def norm_layer(self, **kwargs) -> Norm:
-        return Norm(
-            kind=self.norm,
-            num_groups=self.norm_groups,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-            dtype=self.dtype,
-            **kwargs,
-        )
-
-    def norm_of_conv(self) -> Norm | FoldedNorm:
-        """A norm that alone reads the output of a convolution."""
-        return FoldedNorm(self.dtype) if self.folded else self.norm_layer()
-
-    def linear(self, features: int, **kwargs) -> nn.Dense:
-        """A linear layer in float32, as PyTorch begins, but with bias 0."""
-        return nn.Dense(features, kernel_init=TORCH_LINEAR_INIT, **kwargs)
-
-    def activate(self, x: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.activation](x)
-
-    def measure(self, x: jax.Array, train: bool) -> Maps:
-        return measure(x, self.norm, train)
-
-    def dropout(
-        self, x: jax.Array, train: bool, key: jax.Array | None
-    ) -> jax.Array:
-        drop = nn.Dropout(self.dropout_rate, parent=None)
-        return drop.apply({}, x, deterministic=not train, rng=key)
-
-
-def layer_options(model: NetAttributes) -> LayerOptions:
-    """The options of a model's layers, for the device they are traced for."""
-    shared = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(LayerOptions)
-        if field.name != "ops"
-    }
-    return LayerOptions(**shared, ops=operations(model.implementation))
 
 
 def drop_path_rates(model: NetAttributes) -> list[list[float]]:

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from densenet_jax.models.layer_options import LayerOptions
 from densenet_jax.models.layers import Maps, at_least_float32, concatenate
-from densenet_jax.models.options import LayerOptions
 
 
 class StagedLayer(nn.Module):

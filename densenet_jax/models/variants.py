@@ -1,8 +1,9 @@
 """The published variants by name.
 
 ImageNet nets: the paper's table 1; 161 and 264 with k=48 are wider nets that
-the authors added. CIFAR and SVHN nets: the paper's table 2; L layers are 3
-equal blocks, (L - 4) / 3 layers each, or (L - 4) / 6 with bottlenecks.
+the authors added; densenetblur121d and densenet264d are timm's. CIFAR and SVHN
+nets: the paper's table 2; L layers are 3 equal blocks, (L - 4) / 3 layers each,
+or (L - 4) / 6 with bottlenecks.
 """
 
 import dataclasses
@@ -41,6 +42,10 @@ VARIANTS = {
     "densenet201": _imagenet((6, 12, 48, 32)),
     "densenet264": _imagenet((6, 12, 64, 48)),
     "densenet264_k48": _imagenet((6, 12, 64, 48), growth_rate=48),
+    "densenetblur121d": dict(
+        stem="deep", blur_pool="stem", **_imagenet((6, 12, 24, 16))
+    ),
+    "densenet264d": dict(stem="deep", **_imagenet((6, 12, 64, 48), 48)),
     "densenet_40_12": _cifar_plain(40, 12),
     "densenet_100_12": _cifar_plain(100, 12),
     "densenet_100_24": _cifar_plain(100, 24),

@@ -34,6 +34,11 @@ class Description:
     task: str | None = None
     image_shape: Sequence[int] | None = None
 
+    def or_else(self, other: "Description") -> "Description":
+        """The same, and what `other` says where this says nothing."""
+        said = {k: v for k, v in vars(self).items() if v is not None}
+        return dataclasses.replace(other, **said)
+
 
 def of_config(config: Mapping[str, Any]) -> Description:
     """What the config of a run or of a checkpoint says, as JSON values."""

@@ -11,7 +11,10 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.description import Description
 from densenet_jax.weights.load import Reading, load_weights
 
-WEIGHTS_HELP = "a PyTorch, .safetensors or Keras file, or a run's directory"
+WEIGHTS_HELP = (
+    "a PyTorch, .safetensors or Keras file, a run's directory, or published "
+    "weights by name: torchvision/densenet121, hf://ORG/REPO, https://..."
+)
 
 
 def run(

@@ -10,7 +10,6 @@ for an Orbax checkpoint that SRC can be. Files have torchvision's names.
 
 import argparse
 import collections
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -24,9 +23,7 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
 from densenet_jax.runs.description import to_config
 from densenet_jax.tools import command
-from densenet_jax.weights import export, load, state_dicts
-
-_TORCH = (".pth", ".pt")
+from densenet_jax.weights import config_json, export, load, state_dicts
 
 # Logits may differ by so much, in parts of the largest.
 _TOLERANCE = 1e-4
@@ -37,10 +34,10 @@ def convert(arguments: argparse.Namespace) -> None:
     source, target = arguments.src, arguments.dst
     if target.exists():
         raise ValueError(f"{target} exists: choose another name.")
-    if target.suffix not in (*_TORCH, ".safetensors", ""):
+    if target.suffix not in (*export.TORCH_SUFFIXES, ".safetensors", ""):
         raise ValueError(
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
-            ".pt, or a directory without an ending."
+            ".pt, .bin, or a directory without an ending."
         )
     model, variables, description = command.load(
         source, load.Reading(arguments.mapping)
@@ -64,13 +61,13 @@ def convert(arguments: argparse.Namespace) -> None:
             manager.save_variables(
                 temporary,
                 variables,
-                {"model": _attributes(model), **to_config(description)},
+                {
+                    "model": config_json.attributes(model),
+                    **to_config(description),
+                },
             )
     else:
-        if target.suffix in _TORCH:
-            _save_pth(variables, target)
-        else:
-            export.save_torch(variables, target)
+        export.save_torch(variables, target)
         if description.preprocessing or description.class_names:
             print(
                 f"{target.name} does not hold what {source} says of "
@@ -82,28 +79,6 @@ def convert(arguments: argparse.Namespace) -> None:
                 f"files do not hold: torchvision's is {DenseNet.norm_epsilon}."
             )
     print(f"Wrote {target}")
-
-
-def _attributes(model):
-    return {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name
-        not in ("parent", "name", "dtype", "folded", "dense_layer")
-    }
-
-
-def _save_pth(variables, path):
-    torch = _import("torch", "Writing .pth: give a .safetensors name instead")
-    with replacing(path) as temporary:
-        torch.save(_torch_state_dict(torch, variables), temporary)
-
-
-def _torch_state_dict(torch, variables):
-    return {
-        name: torch.from_numpy(value.copy())
-        for name, value in export.to_torch(variables).items()
-    }
 
 
 def _import(name, purpose):
@@ -123,7 +98,7 @@ def _verify(source: str, model: DenseNet, variables) -> None:
         net.load_state_dict(_read_with_torch(torch, command.path(source)))
         checked = "which loaded the file by itself"
     except RuntimeError:
-        net.load_state_dict(_torch_state_dict(torch, variables))
+        net.load_state_dict(export.as_torch(export.to_torch(variables)))
         checked = (
             "which was given the weights as they were read here: the file's "
             "names are not torchvision's, so their places are not verified"
@@ -154,7 +129,7 @@ def _read_with_torch(torch, source: Path) -> dict:
         from safetensors.torch import load_file
 
         state_dict = load_file(source)
-    elif source.suffix in _TORCH:
+    elif source.suffix in export.TORCH_SUFFIXES:
         state_dict = torch.load(source, weights_only=True)
     else:
         return {}

@@ -1,5 +1,6 @@
 """Any file of weights, as named tensors that are read when they are needed."""
 
+import dataclasses
 import functools
 import math
 import zipfile
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from densenet_jax.runs.description import of_config
 from densenet_jax.weights import (
     caffe,
+    config_json,
     keras_files,
     signatures,
     state_dicts,
@@ -40,8 +42,9 @@ def open_tensors(path: str | Path, *, prefix: str | None = None) -> TensorFile:
     """Opens a file of weights; what it is, is read off its first bytes.
 
     Args:
-      path: of a file; or of a directory, that of a training run or one made
-        by `tools.convert`. ~ is the home directory.
+      path: of a file; or of a directory: that of a training run, one made by
+        `tools.convert`, or weights beside a config.json as the Hugging Face hub
+        has them. ~ is the home directory.
       prefix: for `state_dicts.find`.
 
     Raises:
@@ -51,6 +54,9 @@ def open_tensors(path: str | Path, *, prefix: str | None = None) -> TensorFile:
     """
     path = Path(path).expanduser()
     if path.is_dir():
+        for name in config_json.WEIGHTS:
+            if (path / name).is_file():
+                return _open_pretrained(path / name, prefix)
         return _open_run(path)
     signatures.check_regular(path)
     with open(path, "rb") as file:
@@ -142,6 +148,22 @@ def _open_safetensors(path):
             functools.partial(file.get_tensor, name),
         )
     return TensorFile(tensors, "safetensors")
+
+
+def _open_pretrained(path, prefix):
+    """Weights with the config.json beside them, if any."""
+    file = open_tensors(path, prefix=prefix)
+    config = path.with_name(config_json.CONFIG)
+    if not config.is_file():
+        return file
+    stated = config_json.read(config)
+    return dataclasses.replace(
+        file,
+        remarks=(*file.remarks, *stated.remarks),
+        network=stated.network,
+        attributes={**file.attributes, **stated.attributes},
+        description=stated.description.or_else(file.description),
+    )
 
 
 def _open_run(directory):

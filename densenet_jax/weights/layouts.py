@@ -176,8 +176,9 @@ DROPPED = re.compile(r"(?:.*\.)?num_batches_tracked")
 
 # Tensors of losses, metrics, averages and thresholds beside a net's.
 STRAY = re.compile(
-    r"(?:^|\.)(?:criterion\w*|\w*loss\w*|metrics?|(?:train|val|valid|test)_\w+"
-    r"|\w*_?(?:acc|accuracy|auroc|auc|f1|precision|recall)\w*)\.[\w.]+$"
+    r"(?:^|\.)(?:criterion|losses|(?:\w+_)?loss(?:_\w+)?|metrics?"
+    r"|(?:train|val|valid|test)_\w+"
+    r"|(?:\w+_)?(?:acc|accuracy|auroc|auc|f1|precision|recall))\.[\w.]+$"
     r"|(?:^|\.)(?:op_threshs|n_averaged|pos_weight|class_weights?)$"
 )
 

@@ -14,7 +14,7 @@ from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
 from densenet_jax.runs.description import Description
-from densenet_jax.weights import layouts
+from densenet_jax.weights import hub, layouts
 from densenet_jax.weights.architecture import (
     fits,
     infer_architecture,
@@ -86,8 +86,8 @@ def load_pretrained(
 
     Args:
       path: a file of torch.save, .safetensors, Keras .h5, .weights.h5 or
-        .keras, or the directory of a run of this project. Nothing in it is
-        executed.
+        .keras, the directory of a run or of `save_pretrained`, or a name of
+        published weights (see `hub.resolve`). Nothing in it is executed.
       num_classes: with another number than the file's, the classifier is new:
         random, always the same.
       in_channels: with another number than the file's, the stem's kernel is
@@ -140,7 +140,8 @@ def load_weights(
 
 
 def _load(path, num_classes, in_channels, reading, seed):
-    file = open_tensors(path, prefix=reading.prefix)
+    found, named = hub.resolve(path)
+    file = open_tensors(found, prefix=reading.prefix)
     mapping = reading.mapping and layouts.read_mapping(reading.mapping)
     layout, placed, problems, heads, remarks, changes = recognise(
         file,
@@ -193,10 +194,10 @@ def _load(path, num_classes, in_channels, reading, seed):
             f"The stem's kernel is adapted from {kernel.shape[2]} to "
             f"{in_channels} input channels."
         )
-    names = file.description.class_names
+    description = named.or_else(file.description)
+    names = description.class_names
     if new_head or (names and len(names) != model.num_classes):
-        names = None
-    description = dataclasses.replace(file.description, class_names=names)
+        description = dataclasses.replace(description, class_names=None)
     return Loaded(model, to_tree(flat), remarks, changes, description)
 
 

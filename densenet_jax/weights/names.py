@@ -143,8 +143,8 @@ def _by_table(names, mapping, prefix, new_head, remarks, changes):
             [m for m in rest if m.startswith(trained[0])]
         )
         remarks.append(f"Of several nets {start!r} was taken.")
-    if own and not (modules and "conv0" in modules.values()):
-        layout, modules = mapping, {}
+    if own and not modules:
+        layout = mapping
     elif own:
         layout = _extended(layout, mapping)
     inside = [m for m in rest if m.startswith(start)]
