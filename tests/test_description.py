@@ -22,6 +22,15 @@ def test_a_description_survives_a_config():
     assert of_config({}) == Description()
 
 
+def test_the_size_of_the_input():
+    assert WHOLE.input_size == 8  # images as stored
+    assert Description().input_size is None
+    assert (
+        Description({"image_size": 24}, image_shape=(8, 8, 1)).input_size == 24
+    )
+    assert Description(image_shape=(8, 9, 1)).input_size is None
+
+
 def test_a_run_before_there_were_tasks_learned_one_class_an_image():
     assert of_config({"optimizer": {"name": "sgd"}}).task == "classification"
 

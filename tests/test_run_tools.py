@@ -259,6 +259,15 @@ def test_a_directory_made_of_a_run_says_the_same(run, command, tmp_path):
     assert "net.safetensors does not hold what" in output
 
 
+def test_a_published_run_classifies_as_the_run(run, command, tmp_path):
+    path = _image(tmp_path / "a.png", (24, 24))
+    assert command("publish", run, tmp_path / "net")[0] == 0
+    _, expected, _ = command("predict", f"--weights={run}", path)
+    _, output, _ = command("predict", f"--weights={tmp_path / 'net'}", path)
+    assert output.splitlines()[-4:] == expected.splitlines()[-4:]
+    assert "ssumed" not in output
+
+
 def test_paths_may_begin_at_home(run, file, command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = _image(tmp_path / "a.png")

@@ -34,6 +34,15 @@ class Description:
     task: str | None = None
     image_shape: Sequence[int] | None = None
 
+    @property
+    def input_size(self) -> int | None:
+        """Height and width of the net's input; None: not said, or no square."""
+        size = (self.preprocessing or {}).get("image_size")
+        if size is None and self.image_shape is not None:
+            height, width = self.image_shape[:2]
+            size = height if height == width else None
+        return size
+
     def or_else(self, other: "Description") -> "Description":
         """The same, and what `other` says where this says nothing."""
         said = {k: v for k, v in vars(self).items() if v is not None}

@@ -122,13 +122,11 @@ def _known(description: Description, channels: int) -> dict[str, Any]:
         values = found.pop(name, None)
         if values:
             found[name] = _for_channels(values, channels)
-    if found.get("image_size") is None:
-        if description.image_shape is None:  # not said
-            sizes = ("image_size", "resize_size")
-            return {k: v for k, v in found.items() if k not in sizes}
-        height, width = description.image_shape[:2]
-        # Images as stored, all of this size: others are resized to it.
-        found["image_size"] = height if height == width else None
+    # Images as stored, all of one size: others are resized to it.
+    found["image_size"] = description.input_size
+    if found["image_size"] is None and description.image_shape is None:
+        sizes = ("image_size", "resize_size")  # not said
+        return {k: v for k, v in found.items() if k not in sizes}
     return found
 
 
