@@ -5,6 +5,7 @@ python train.py --config=configs/cifar10.py:bc_100_12 --workdir=runs/c10 \
     --config.model.growth_rate=24
 """
 
+import sys
 from pathlib import Path
 
 import jax
@@ -56,7 +57,11 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
         jax.distributed.initialize(*place)
     run = {"train": loop.train_and_evaluate, "eval": loop.evaluate_best}
-    run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
+    try:
+        run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
+    # What a user can mend; a traceback would hide what to do.
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

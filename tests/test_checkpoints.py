@@ -1,7 +1,10 @@
+import asyncio
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import checkpoint_manager
 
 from densenet_jax.runs.checkpoints import Checkpoints, load_variables
 from densenet_jax.tasks.classification import CLASSIFICATION
@@ -42,6 +45,21 @@ def test_newest_and_best_are_kept(directory):
     checkpoints = Checkpoints(directory, rank, read_only=True)
     assert (checkpoints.newest, checkpoints.best) == (4, 2)
     assert sorted(p.name for p in directory.iterdir()) == ["2", "4"]
+
+
+def test_closing_waits_for_what_clears_the_directory(tmp_path, monkeypatch):
+    """Its thread would end in a traceback where the process ends first."""
+    cleared = []
+
+    async def clear(*_, **__):
+        await asyncio.sleep(0.2)
+        cleared.append(True)
+
+    monkeypatch.setattr(
+        checkpoint_manager.temporary_paths, "cleanup_temporary_paths", clear
+    )
+    Checkpoints(tmp_path, rank).close()
+    assert cleared
 
 
 def test_what_improves_on_the_best(directory):

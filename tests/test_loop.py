@@ -5,12 +5,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
+from densenet_jax.runs import description
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.curves import read_metrics
+from densenet_jax.runs.directory import read_config
 from densenet_jax.tasks.classification import CLASSIFICATION
-from densenet_jax.training import loop
+from densenet_jax.tools import evaluate
+from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import build
 
 
@@ -87,9 +91,13 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished):
     config, workdir, result = finished
-    assert json.loads((workdir / "config.json").read_text()) == json.loads(
-        config.to_json()
-    )
+    assert json.loads((workdir / "config.json").read_text()) == {
+        **json.loads(config.to_json()),
+        "class_names": None,  # the digits have none
+        "task": "classification",
+        "image_shape": [8, 8, 1],
+    }
+    assert read_config(workdir) == json.loads(config.to_json())
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())
     records = _records(workdir)
@@ -117,6 +125,23 @@ def test_eval_mode_agrees_and_changes_nothing(finished, capsys):
     )
     assert f"test top-1 {best['top1']:.2%}" in capsys.readouterr().out
     assert _files(workdir) == before
+
+
+def test_tools_evaluate_agrees_with_eval_mode(finished, capsys):
+    """It takes the run's preprocessing: no option says it."""
+    config, workdir, _ = finished
+    best = loop.evaluate_best(config, workdir)
+    assert "changed" not in capsys.readouterr().out
+    assert evaluate.main([f"--weights={workdir}", "--dataset=digits"]) == 0
+    said = f"top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%}, loss "
+    assert f"{said}{best['loss']:.4f}" in capsys.readouterr().out
+
+
+def test_eval_mode_says_other_preprocessing(finished, capsys):
+    _, workdir, _ = finished
+    loop.evaluate_best(_config(**{"preprocessing.mean": (0.0,)}), workdir)
+    said = "changed config: preprocessing.mean was [77.8], is [0.0]"
+    assert said in capsys.readouterr().out
 
 
 def test_starting_a_finished_run_again_trains_no_further(finished):
@@ -310,12 +335,13 @@ def test_a_checkpoint_past_the_end_is_refused(finished):
         loop.train_and_evaluate(_config(epochs=0.5), workdir)
 
 
-def test_a_finished_run_can_be_made_longer(finished, tmp_path):
+def test_a_finished_run_can_be_made_longer(finished, tmp_path, capsys):
     _, workdir, _ = finished
     longer = tmp_path / "longer"
     shutil.copytree(workdir, longer)
     before = _records(longer)
     loop.train_and_evaluate(_config(epochs=1.4), longer)
+    assert "learning rate at step 6 was 0 by" in capsys.readouterr().out
     after = _records(longer)
     assert after[: len(before)] == before
     assert after[-1]["step"] == round(1.4 * 1437 / 240)
@@ -342,6 +368,87 @@ def test_a_changed_config_is_said(finished, capsys):
     )
     assert again == result
     assert "optimizer.momentum was 0.9, is 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (
+            {"schedule.name": "step"},
+            "was 0.00375 by the saved config and is",
+        ),
+        (
+            {"schedule.name": "cosine"},
+            # 0.375 (1 + cos(pi / 4)) / 2
+            "was 0 by the saved config and is 0.32 now",
+        ),
+    ],
+    ids=str,
+)
+def test_a_rate_that_jumps_is_said(capsys, schedule, rates):
+    """A run of four times the epochs moves all shares of it."""
+    saved = json.loads(_config(**schedule).to_json())
+    start._say_other_rate(saved, build(_config(epochs=4.0, **schedule)), 6)
+    assert f"learning rate at step 6 {rates}" in capsys.readouterr().out
+    start._say_other_rate(saved, build(_config(**schedule)), 6)
+    assert capsys.readouterr().out == ""
+
+
+def _folders(root, *names, size=8):
+    """A train and a test image for each class."""
+    for split in ("train", "val"):
+        for i, name in enumerate(names):
+            path = root / split / name / "1.png"
+            path.parent.mkdir(parents=True)
+            pixels = np.full((size, size, 3), 40 * i, np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+def _folder_config(root, **changes):
+    return _config(
+        **{
+            "dataset.name": "folder",
+            "dataset.data_dir": str(root),
+            "dataset.test_split": "val",
+            "preprocessing.image_size": 8,
+            "preprocessing.resize_size": 8,
+            "batch_size": 8,
+            "optimizer.base_batch_size": 8,
+            "epochs": 8.0,
+            "eval_every_epochs": 8.0,
+            "checkpoint.every_epochs": 8.0,
+            **changes,
+        }
+    )
+
+
+def test_other_classes_are_refused(tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    _folders(data, "1", "10", "2")
+    config = _folder_config(data)
+    loop.train_and_evaluate(config, workdir)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["class_names"] == ["1", "10", "2"]
+    assert loop.evaluate_best(config, workdir)
+
+    for split in ("train", "val"):
+        (data / split / "2").rename(data / split / "0")
+    message = r"class 0 was '1', is '0'\. Restore"
+    with pytest.raises(ValueError, match=message):
+        loop.evaluate_best(config, workdir)
+    config.epochs = 16.0
+    with pytest.raises(ValueError, match=message):
+        loop.train_and_evaluate(config, workdir)
+
+
+def test_classes_that_the_data_lack_are_named_too(tmp_path):
+    _folders(tmp_path, "cat", "dog")
+    config = _folder_config(tmp_path, **{"model.num_classes": 3})
+    saved = start.config_to_save(config, build(config))
+    assert saved["class_names"] == ["cat", "dog", "class 2"]
+    # As a checkpoint of another data set of as many classes would be.
+    names = saved["class_names"]
+    assert not description.name_difference(names, list(names))
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

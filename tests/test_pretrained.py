@@ -6,8 +6,10 @@ import pytest
 
 from configs import digits
 from densenet_jax import load_pretrained, save_torch
-from densenet_jax.runs.checkpoints import Checkpoints
+from densenet_jax.data.sources import open_source
+from densenet_jax.runs.checkpoints import Checkpoints, save_variables
 from densenet_jax.tasks.classification import CLASSIFICATION
+from densenet_jax.tools import convert
 from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import build
 from tests.random_variables import random_variables
@@ -16,7 +18,7 @@ from tests.random_variables import random_variables
 def _config(path, **changes):
     """Six steps of a tiny net from weights for 3 channels and 7 classes."""
     config = digits.get_config()
-    config.pretrained = str(path)
+    config.pretrained = path and str(path)
     config.model.block_layers = (1, 1)
     config.model.growth_rate = 4
     config.batch_size = 240
@@ -108,7 +110,7 @@ def test_a_frozen_body_has_running_statistics(pretrained, tmp_path):
     config.optimizer.weight_decay = 0.0
     config.preprocessing.shift = 0
     built = build(config)
-    state = start._start_from(config, built)
+    state = start._start_from(path, config, built)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (240, 8, 8, 1), np.uint8),
@@ -168,6 +170,97 @@ def test_another_architecture(pretrained, tmp_path):
         config = _config(path, **changes)
         with pytest.raises(ValueError, match="of another architecture"):
             loop.train_and_evaluate(config, tmp_path)
+
+
+@pytest.fixture
+def converted(pretrained, tmp_path):
+    """A directory of tools.convert with the weights of a net of 10 classes."""
+    config = _config(None)
+    model = build(config).model
+    path = tmp_path / "net.safetensors"
+    variables = random_variables(model, in_channels=1)
+    save_torch(variables, path)
+    assert convert.main([str(path), str(tmp_path / "run")]) == 0
+    return tmp_path / "run", config, variables
+
+
+def test_a_converted_directory_is_started_from(converted, monkeypatch, capsys):
+    workdir, config, variables = converted
+    config.ema_decay = 0.9
+    states = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop, "_loop", lambda *args: states.append(jax.device_get(args[5]))
+        )
+        loop.train_and_evaluate(config, workdir)
+        config.pretrained = str(workdir)  # the same, said twice
+        loop.train_and_evaluate(config, workdir)
+    assert f"Starting from the weights of {workdir}" in capsys.readouterr().out
+    for state in states:
+        assert _differences(state, variables) == set()
+    config.pretrained = "another.pth"
+    with pytest.raises(ValueError, match="holds converted weights"):
+        loop.train_and_evaluate(config, workdir)
+
+    # Its weights stay, whatever is saved after.
+    config.pretrained = None
+    config.checkpoint.every_epochs = 0.1
+    config.checkpoint.keep_newest = 1
+    assert _trained(config, workdir).step == 6
+    steps = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert {"0", "6"} <= steps
+    assert len(steps) <= 3  # and the best
+
+
+def test_a_converted_directory_is_evaluated(converted, capsys):
+    workdir, config, variables = converted
+    examples = open_source("digits", "test").examples
+    model = build(config).model
+    images = np.stack([example["image"] for example in examples])
+    mean, std = config.preprocessing.mean[0], config.preprocessing.std[0]
+    images = ((images - mean) / std).astype(np.float32)
+    logits = jax.jit(model.apply)(variables, images)
+    labels = np.array([example["label"] for example in examples])
+    expected = (np.asarray(logits).argmax(1) == labels).mean()
+
+    result = loop.evaluate_best(config, workdir)
+
+    assert result["top1"] == pytest.approx(expected, abs=1e-6)
+    assert "Step 0: test top-1" in capsys.readouterr().out
+    config.model.num_classes = 12
+    with pytest.raises(ValueError, match="of another architecture"):
+        loop.evaluate_best(config, workdir)
+
+
+def test_a_net_of_many_labels_is_not_evaluated(tmp_path):
+    config = _config(None)
+    model = build(config).model
+    save_variables(
+        tmp_path,
+        random_variables(model, in_channels=1),
+        {"model": config.model.to_dict(), "task": "multilabel"},
+    )
+    with pytest.raises(ValueError, match="many labels an image"):
+        loop.evaluate_best(config, tmp_path)
+
+
+def test_other_pixels_than_the_weights_were_trained_on_are_said(
+    tmp_path, capsys, monkeypatch
+):
+    config = _config(tmp_path)
+    model = build(config).model
+    config.preprocessing.mean, config.preprocessing.std = (0.0,), (255.0,)
+    save_variables(
+        tmp_path,
+        random_variables(model, in_channels=1),
+        {
+            "model": config.model.to_dict(),
+            "preprocessing": {"mean": [0.4], "std": [100.0]},
+        },
+    )
+    start._start_from(tmp_path, config, build(config))
+    output = capsys.readouterr().out
+    assert "trained with preprocessing.std (100.0,), now (255.0,)." in output
 
 
 def test_random_weights_are_not_frozen():

@@ -317,7 +317,7 @@ def test_a_sweep_killed_in_the_middle(tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 1
     assert "1 of 3 trials failed" in again.stderr
-    assert "std=1e-30: failed, exit 1: FloatingPointError: Step" in again.stdout
+    assert "std=1e-30: failed, exit 1: Step" in again.stdout
     assert (directory / "seed=0" / "metrics.jsonl").read_bytes() == first
     for seed in (0, 1):
         runs.read_run(directory / f"seed={seed}")

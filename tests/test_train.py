@@ -67,6 +67,13 @@ def test_mistakes_are_named_last(tmp_path, arguments, message):
     assert message in "".join(run.stderr.splitlines()[-4:])
 
 
+def test_a_failure_that_is_foreseen_is_one_line(tmp_path):
+    run = _run(tmp_path, *TINY, f"--config.pretrained={tmp_path}/absent.pth")
+    assert run.returncode == 1
+    assert "absent.pth" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.slow
 def test_digits_reach_their_accuracy(tmp_path):
     run = _run(tmp_path)

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from densenet_jax.runs.config import upgrade
+from densenet_jax.runs.directory import read_image_shape
 from densenet_jax.tasks.classification import CLASSIFICATION
 
 
@@ -49,6 +50,8 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep_newest),
+                        # Weights to start from, of `save_variables`.
+                        policies.CustomSteps([0]),
                         policies.BestN(
                             get_metric_fn=rank,
                             n=keep_best,
@@ -149,6 +152,14 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, then frees what the manager holds."""
+        # Orbax clears unfinished checkpoints in a thread that it waits for
+        # only when it saves: a process that ends before would end in its
+        # traceback.
+        wait = getattr(
+            self._manager, "_maybe_await_cleanup_tmp_directory", None
+        )
+        if wait:
+            wait()
         self._manager.close()
 
     def _check(self, step, abstract_state):
@@ -227,6 +238,9 @@ def load_variables(
                 f"The checkpoint of step {step} in {directory} is damaged, or "
                 "none of this project's."
             ) from error
+    shape = read_image_shape(directory)
+    if shape and "image_shape" not in config:  # of an earlier version
+        config["image_shape"] = shape
     return step, variables, config
 
 

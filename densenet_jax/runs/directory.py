@@ -12,6 +12,7 @@ from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.config import make_model, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
+from densenet_jax.runs.description import settings
 
 # Written by sweeps: why a run failed, and the names of all trials.
 FAILURE = "failed.json"
@@ -69,7 +70,7 @@ def write_description(
 
     Args:
       workdir: of the run.
-      config: JSON values.
+      config: JSON values: settings, and the facts of `description`.
       network: 'image_shape', and the 'rows' and 'totals' of its stages.
     """
     with replacing(workdir / "config.json") as temporary:
@@ -89,12 +90,12 @@ def find_runs(directory: Path) -> list[Path]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config of a run, with today's keys.
+    """The settings of a run, with today's keys.
 
     Raises:
       ValueError: there is none, or it is damaged.
     """
-    return upgrade(_read_json(directory / "config.json"))
+    return settings(upgrade(_read_json(directory / "config.json")))
 
 
 def read_network(directory: Path) -> tuple[DenseNet, tuple[int, int, int]]:
@@ -115,6 +116,14 @@ def read_network(directory: Path) -> tuple[DenseNet, tuple[int, int, int]]:
         num_classes=network["rows"][-1]["shape"][-1],
     )
     return model, tuple(network["image_shape"])
+
+
+def read_image_shape(directory: Path) -> list[int] | None:
+    """(height, width, channels) that a run's net reads; None: not described."""
+    try:
+        return _read_json(directory / "network.json").get("image_shape")
+    except ValueError:
+        return None
 
 
 def read_run(directory: Path) -> Run:

@@ -10,6 +10,7 @@ import argparse
 import collections
 import functools
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,7 @@ import numpy as np
 
 from densenet_jax.analysis import cam
 from densenet_jax.models.ops import compiler_options
-from densenet_jax.tools import command, images
-from densenet_jax.weights.load import load_weights
+from densenet_jax.tools import command, images, preprocessing
 
 
 def draw(arguments: argparse.Namespace) -> None:
@@ -34,40 +34,45 @@ def draw(arguments: argparse.Namespace) -> None:
             f"{count} images would be drawn to {output}: give those of one "
             "name in commands of their own, with another --output."
         )
-    model, variables, remarks, changes, _ = load_weights(arguments.weights)
-    for line in remarks + changes:
-        print(line)
+    model, variables, description = command.load(arguments.weights)
     if chosen is not None and not 0 <= chosen < model.num_classes:
         raise ValueError(
             f"--class is {chosen}: must lie in 0 ... {model.num_classes - 1}."
         )
-    names = images.class_names(arguments.classes, model.num_classes)
+    names = images.class_names(
+        arguments.classes, description, model.num_classes
+    )
+    task = images.choose_task(arguments.task, description, model.num_classes)
     channels = variables["params"]["conv0"]["kernel"].shape[2]
-    preprocessing = command.preprocessing(arguments, channels)
+    prepare = preprocessing.choose(arguments, model, channels, description)
     compute = jax.jit(
         functools.partial(cam.activation_maps, model, method=method),
         compiler_options=compiler_options(),
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for path, output in zip(arguments.images, outputs):
+    places = dict(zip(arguments.images, outputs))
+
+    def draw_one(path: Path) -> None:
         # What the net sees: resized and cropped.
-        pixels = preprocessing.evaluate(images.read_image(path, channels))
-        image = preprocessing.normalize(pixels)
+        pixels = images.read_pixels(path, channels, prepare, description)
+        image = prepare.normalize(pixels)
         classes = None if chosen is None else jnp.array([chosen])
         maps, (shown,), (logits,) = compute(variables, image[None], classes)
-        probabilities = np.asarray(jax.nn.softmax(logits))
+        probabilities = np.asarray(images.PROBABILITIES[task](logits))
         predicted = probabilities.argmax()
         cam.plot_map(
             pixels,
             np.asarray(maps[0]),
-            output,
+            places[path],
             method=method,
             image_title=f"{names[predicted]}\n"
             f"predicted, {probabilities[predicted]:.1%}",
             map_title=f"{names[shown]}\nmapped, {probabilities[shown]:.1%}",
         )
         print(f"{path}: {probabilities[predicted]:.1%} {names[predicted]}")
-        print(f"Wrote {output}")
+        print(f"Wrote {places[path]}")
+
+    images.for_each(arguments.images, draw_one)
 
 
 def main(argv: list[str] | None = None) -> int:

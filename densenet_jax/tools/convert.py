@@ -21,6 +21,7 @@ import numpy as np
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import min_image_size
+from densenet_jax.runs.description import to_config
 from densenet_jax.tools import command
 from densenet_jax.weights import config_json, export, load, state_dicts
 
@@ -38,11 +39,9 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, .bin, or a directory without an ending."
         )
-    model, variables, remarks, changes, _ = load.load_weights(
-        source, reading=load.Reading(arguments.mapping)
+    model, variables, description = command.load(
+        source, load.Reading(arguments.mapping)
     )
-    for line in remarks + changes:
-        print(line)
     print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
@@ -60,10 +59,20 @@ def convert(arguments: argparse.Namespace) -> None:
 
         with replacing(target) as temporary:
             manager.save_variables(
-                temporary, variables, {"model": config_json.attributes(model)}
+                temporary,
+                variables,
+                {
+                    "model": config_json.attributes(model),
+                    **to_config(description),
+                },
             )
     else:
         export.save_torch(variables, target)
+        if description.preprocessing or description.class_names:
+            print(
+                f"{target.name} does not hold what {source} says of "
+                "preprocessing and classes; a directory would."
+            )
         if model.norm_epsilon != DenseNet.norm_epsilon:
             print(
                 f"The norms' epsilon is {model.norm_epsilon}, which PyTorch "
@@ -81,12 +90,12 @@ def _import(name, purpose):
         ) from error
 
 
-def _verify(source: Path, model: DenseNet, variables) -> None:
+def _verify(source: str, model: DenseNet, variables) -> None:
     """Compares logits for random images with torchvision's module."""
     torch = _import("torch", "--verify compares with PyTorch: leave it out")
     net = _torchvision_net(model, variables["params"]["conv0"]["kernel"])
     try:
-        net.load_state_dict(_read_with_torch(torch, source))
+        net.load_state_dict(_read_with_torch(torch, command.path(source)))
         checked = "which loaded the file by itself"
     except RuntimeError:
         net.load_state_dict(export.as_torch(export.to_torch(variables)))
@@ -175,11 +184,11 @@ def _torchvision_net(model: DenseNet, kernel: jax.Array):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("convert", __doc__)
-    parser.add_argument("src", type=Path)
-    parser.add_argument("dst", type=Path)
+    parser.add_argument("src")
+    parser.add_argument("dst", type=command.path)
     parser.add_argument(
         "--mapping",
-        type=Path,
+        type=command.path,
         metavar="FILE",
         help="names of a net that follows no known layout: see "
         "densenet_jax.weights.layouts.read_mapping",

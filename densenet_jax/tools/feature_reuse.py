@@ -9,22 +9,18 @@ the feature maps of each layer before it in its dense block.
 
 import argparse
 import sys
-from pathlib import Path
 
 from densenet_jax.analysis import feature_reuse
 from densenet_jax.tools import command
-from densenet_jax.weights.load import load_weights
 
 
 def draw(arguments: argparse.Namespace) -> None:
     """Writes the picture and the numbers, and prints where."""
-    model, variables, remarks, changes, _ = load_weights(arguments.weights)
-    for line in remarks + changes:
-        print(line)
+    model, variables, _ = command.load(arguments.weights)
     blocks = feature_reuse.feature_reuse(model, variables)
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "feature_reuse.png"
-    title = f"Feature reuse in {arguments.weights.resolve().name}"
+    title = f"Feature reuse in {command.path(arguments.weights).resolve().name}"
     feature_reuse.plot(blocks, picture, title)
     numbers = arguments.output / "feature_reuse.csv"
     feature_reuse.write_csv(blocks, numbers)
@@ -34,7 +30,7 @@ def draw(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("feature_reuse", __doc__)
-    parser.add_argument("weights", type=Path, help=command.WEIGHTS_HELP)
+    parser.add_argument("weights", help=command.WEIGHTS_HELP)
     command.add_output(parser)
     return command.run(parser, draw, argv)
 

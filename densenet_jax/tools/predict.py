@@ -1,46 +1,53 @@
-"""Classifies image files: the five likeliest classes of each.
+"""Classifies image files: the likeliest classes of each.
 
 python -m densenet_jax.tools.predict --weights=densenet121.safetensors *.jpg
 
 Images are read as torchvision reads them: as RGB (or grey, for a net of one
 channel), EXIF orientation ignored, the shorter side resized, the centre
-cropped. The defaults are those of torchvision's DenseNets for ImageNet.
+cropped. A run's directory says how, what its classes are called, and whether
+an image has one (five are printed) or many labels (twenty). Of another file
+what it does not say is assumed, and printed.
+
+A file that holds no image is an error, and the others are classified.
 """
 
 import argparse
 import functools
 import sys
+from pathlib import Path
 
 import jax
 
 from densenet_jax.models.ops import compiler_options
-from densenet_jax.tools import command, images
-from densenet_jax.weights.load import load_weights
+from densenet_jax.tools import command, images, preprocessing
 
-_GUESSES = 5
+_GUESSES = {"classification": 5, "multilabel": 20}
 
 
 def predict(arguments: argparse.Namespace) -> None:
     """Prints the likeliest classes and their probabilities for each file."""
-    model, variables, remarks, changes, _ = load_weights(arguments.weights)
-    for line in remarks + changes:
-        print(line)
-    names = images.class_names(arguments.classes, model.num_classes)
+    model, variables, description = command.load(arguments.weights)
+    names = images.class_names(
+        arguments.classes, description, model.num_classes
+    )
+    task = images.choose_task(arguments.task, description, model.num_classes)
     channels = variables["params"]["conv0"]["kernel"].shape[2]
-    preprocessing = command.preprocessing(arguments, channels)
+    prepare = preprocessing.choose(arguments, model, channels, description)
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def top(pixels):
-        image = preprocessing.normalize(pixels)
+        image = prepare.normalize(pixels)
         logits = model.apply(variables, image[None])[0]
-        guesses = min(_GUESSES, model.num_classes)
-        return jax.lax.top_k(jax.nn.softmax(logits), guesses)
+        guesses = min(_GUESSES[task], model.num_classes)
+        return jax.lax.top_k(images.PROBABILITIES[task](logits), guesses)
 
-    for path in arguments.images:
-        pixels = preprocessing.evaluate(images.read_image(path, channels))
+    def show(path: Path) -> None:
+        guesses = top(images.read_pixels(path, channels, prepare, description))
         print(path)
-        for probability, index in zip(*top(pixels)):
+        for probability, index in zip(*guesses):
             print(f"  {probability:6.1%}  {names[index]}")
+
+    images.for_each(arguments.images, show)
 
 
 def main(argv: list[str] | None = None) -> int:

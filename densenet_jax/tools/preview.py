@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_config(parser)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=command.path,
         default=Path("preview.png"),
         help="the PNG to write (preview.png)",
     )

@@ -10,21 +10,15 @@ hub, which asks for a token: of `hf auth login`, or in HF_TOKEN.
 
 import argparse
 import sys
-from pathlib import Path
 
 from densenet_jax.tools import command
 from densenet_jax.weights import hub
 from densenet_jax.weights.export import save_pretrained
-from densenet_jax.weights.load import load_weights
 
 
 def publish(arguments: argparse.Namespace) -> None:
     """Writes DIR, and uploads it if asked to."""
-    model, variables, remarks, changes, description = load_weights(
-        arguments.src
-    )
-    for line in remarks + changes:
-        print(line)
+    model, variables, description = command.load(arguments.src)
     save_pretrained(
         model, variables, arguments.directory, description=description
     )
@@ -40,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, 1 after an error."""
     parser = command.parser("publish", __doc__)
     parser.add_argument("src", help=command.WEIGHTS_HELP)
-    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("directory", type=command.path, metavar="DIR")
     parser.add_argument(
         "--push", metavar="ORG/REPO", help="a repository of the hub"
     )

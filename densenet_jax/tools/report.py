@@ -124,13 +124,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "directories",
         nargs="+",
-        type=Path,
+        type=command.path,
         metavar="DIR",
         help="runs, or directories of runs",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=command.path,
         metavar="DIR",
         help="where to write, made if need be (report/ in the first DIR)",
     )

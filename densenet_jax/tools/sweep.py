@@ -19,7 +19,6 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         help="a recipe with sweep(add), FILE or FILE:ARGUMENT",
     )
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="of the whole sweep"
+        "--workdir", required=True, type=command.path, help="of the whole sweep"
     )
     parser.add_argument(
         "--parallel",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -181,26 +181,31 @@ def _make_optimization(
             f"epochs is {config.epochs}: of {float(steps_per_epoch):.1f} steps "
             "each that makes no step."
         )
-    optimizer_options = dict(config.optimizer)
-    learning_rate = optimizer_options.pop("learning_rate")
-    learning_rate *= config.batch_size / optimizer_options.pop(
-        "base_batch_size"
-    )
-    schedule_options = dict(config.schedule)
-    warmup_epochs = schedule_options.pop("warmup_epochs")
-    schedule = make_schedule(
-        **schedule_options,
-        learning_rate=learning_rate,
-        total_steps=total_steps,
-        warmup_steps=round(warmup_epochs * steps_per_epoch),
-    )
-    optimizer = make_optimizer(schedule=schedule, **optimizer_options)
+    schedule = learning_rates(config, steps_per_epoch)
+    options = dict(config.optimizer)
+    del options["learning_rate"], options["base_batch_size"]
+    optimizer = make_optimizer(schedule=schedule, **options)
     if config.optimizer.backbone_lr_scale == 0 and not config.pretrained:
         raise ValueError(
             "optimizer.backbone_lr_scale is 0, which freezes random weights: "
             "set config.pretrained too."
         )
     return total_steps, schedule, optimizer
+
+
+def learning_rates(
+    config: Mapping[str, Any], steps_per_epoch: Fraction
+) -> optax.Schedule:
+    """The learning rate at each step, of a config or of its JSON values."""
+    optimizer, options = config["optimizer"], dict(config["schedule"])
+    warmup_epochs = options.pop("warmup_epochs")
+    return make_schedule(
+        **options,
+        learning_rate=optimizer["learning_rate"]
+        * (config["batch_size"] / optimizer["base_batch_size"]),
+        total_steps=round(config["epochs"] * steps_per_epoch),
+        warmup_steps=round(warmup_epochs * steps_per_epoch),
+    )
 
 
 def open_sources(config: ConfigDict) -> tuple[Source, Source]:

@@ -21,7 +21,11 @@ from densenet_jax.runs.log import RunLog
 from densenet_jax.training.console import is_first_process, say
 from densenet_jax.training.evaluation import evaluate
 from densenet_jax.training.experiment import Experiment, build
-from densenet_jax.training.start import check_network, start_training
+from densenet_jax.training.start import (
+    config_to_save,
+    restore_best,
+    start_training,
+)
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -43,7 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
     for source in experiment.train_source, experiment.test_source:
         for remark in source.remarks:
             say(remark)
-    json_config = json.loads(config.to_json())
+    json_config = config_to_save(config, experiment)
     directory.prepare(workdir)
     image_shape = experiment.batch["image"].shape[1:]
     stages = summary.stages(summary.layers(experiment.model, image_shape))
@@ -92,11 +96,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
         )
     checkpoints = Checkpoints(path, experiment.task.rank, read_only=True)
     with contextlib.closing(checkpoints):
-        step = checkpoints.best or checkpoints.newest
-        if step is None:
-            raise ValueError(f"{path} holds no finished checkpoint.")
-        check_network(checkpoints.config(step), experiment.model)
-        state = checkpoints.restore(step, experiment.abstract_state)
+        step, state = restore_best(experiment, checkpoints)
     result = _evaluate(experiment, config, state)
     say(f"Step {step:,}: {_describe(experiment, result)}.")
     return result

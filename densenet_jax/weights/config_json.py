@@ -207,9 +207,7 @@ def write(
             if description.task
             else {}
         ),
-        "pretrained_cfg": _pretrained_cfg(
-            model, in_channels, description.preprocessing or {}
-        ),
+        "pretrained_cfg": _pretrained_cfg(model, in_channels, description),
         _OURS: {"model": attributes(model), "description": stated},
     }
 
@@ -260,8 +258,9 @@ def _timm_net(model: DenseNet) -> tuple[str, dict[str, Any]] | None:
     return name, arguments
 
 
-def _pretrained_cfg(model, in_channels, preprocessing) -> dict[str, Any]:
-    size = preprocessing.get("image_size")
+def _pretrained_cfg(model, in_channels, description) -> dict[str, Any]:
+    preprocessing = description.preprocessing or {}
+    size = description.input_size
     cfg = {
         "input_size": [in_channels, size or 224, size or 224],
         "num_classes": model.num_classes,

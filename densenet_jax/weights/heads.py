@@ -74,7 +74,11 @@ def find_heads(
         first = [m for m in first if m in named]
     if len(first) == 1:
         (outputs,) = [linear[m][1] for m in first]
-        first += [m for m, (inputs, _) in linear.items() if inputs == outputs]
+        first += [
+            m
+            for m, (inputs, _) in linear.items()
+            if inputs == outputs and m not in first
+        ]
         return first
     return first or named
 
