@@ -34,7 +34,7 @@ def draw(arguments: argparse.Namespace) -> None:
             f"{count} images would be drawn to {output}: give those of one "
             "name in commands of their own, with another --output."
         )
-    model, variables, description = command.load(arguments.weights)
+    model, variables, description = command.load(arguments.weights, arguments)
     if chosen is not None and not 0 <= chosen < model.num_classes:
         raise ValueError(
             f"--class is {chosen}: must lie in 0 ... {model.num_classes - 1}."

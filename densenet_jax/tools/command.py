@@ -1,6 +1,7 @@
 """What the commands share."""
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,14 +60,62 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights."""
+    """Adds --weights, and how they are read."""
     parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Adds --mapping, --prefix, --ignore and --override, for `load`."""
+    group = parser.add_argument_group(
+        "how the weights are read, where they do not tell"
+    )
+    group.add_argument(
+        "--mapping",
+        type=path,
+        metavar="FILE",
+        help="places for names that no known layout has: see "
+        "densenet_jax.weights.layouts.read_mapping",
+    )
+    group.add_argument(
+        "--prefix",
+        help="the key, or what the names of its tensors begin with, of one net "
+        "of several",
+    )
+    group.add_argument(
+        "--ignore",
+        metavar="REGEX",
+        help="whole names of tensors that are left out",
+    )
+    group.add_argument(
+        "--override",
+        action="append",
+        type=_attribute,
+        default=[],
+        metavar="KEY=VALUE",
+        help="an attribute of the net that no tensor shows, as "
+        "activation=silu; can be given again",
+    )
+
+
+def _attribute(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def load(
-    weights: str | Path, reading: Reading | None = None
+    weights: str | Path, arguments: argparse.Namespace
 ) -> tuple[DenseNet, dict, Description]:
-    """Reads --weights, and prints what there is to say of them.
+    """Reads weights, and prints what there is to say of them.
+
+    Args:
+      weights: a path or a name.
+      arguments: with those of `add_reading`.
 
     Returns:
       The model, its variables, and what the file says of it.
@@ -74,8 +123,14 @@ def load(
     Raises:
       ValueError, OSError: as `load_weights`.
     """
+    reading = Reading(
+        arguments.mapping,
+        arguments.prefix,
+        arguments.ignore,
+        dict(arguments.override),
+    )
     model, variables, remarks, changes, description = load_weights(
-        weights, reading=reading or Reading()
+        weights, reading=reading
     )
     for line in remarks + changes:
         print(line)

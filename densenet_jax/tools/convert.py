@@ -39,9 +39,7 @@ def convert(arguments: argparse.Namespace) -> None:
             f"{target.name} ends in {target.suffix}: give .safetensors, .pth, "
             ".pt, .bin, or a directory without an ending."
         )
-    model, variables, description = command.load(
-        source, load.Reading(arguments.mapping)
-    )
+    model, variables, description = command.load(source, arguments)
     print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
@@ -187,17 +185,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("src")
     parser.add_argument("dst", type=command.path)
     parser.add_argument(
-        "--mapping",
-        type=command.path,
-        metavar="FILE",
-        help="names of a net that follows no known layout: see "
-        "densenet_jax.weights.layouts.read_mapping",
-    )
-    parser.add_argument(
         "--verify",
         action="store_true",
         help="compare logits with torchvision's module, where installed",
     )
+    command.add_reading(parser)
     return command.run(parser, convert, argv)
 
 

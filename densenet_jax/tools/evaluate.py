@@ -29,7 +29,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.batch_size, accumulate=1, devices=mesh.size
     )
     source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
-    model, variables, description = command.load(arguments.weights)
+    model, variables, description = command.load(arguments.weights, arguments)
     channels = variables["params"]["conv0"]["kernel"].shape[2]
     if source.image_shape[2] != channels:
         raise ValueError(

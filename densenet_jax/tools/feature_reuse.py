@@ -16,7 +16,7 @@ from densenet_jax.tools import command
 
 def draw(arguments: argparse.Namespace) -> None:
     """Writes the picture and the numbers, and prints where."""
-    model, variables, _ = command.load(arguments.weights)
+    model, variables, _ = command.load(arguments.weights, arguments)
     blocks = feature_reuse.feature_reuse(model, variables)
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "feature_reuse.png"
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("feature_reuse", __doc__)
     parser.add_argument("weights", help=command.WEIGHTS_HELP)
     command.add_output(parser)
+    command.add_reading(parser)
     return command.run(parser, draw, argv)
 
 

@@ -26,7 +26,7 @@ _GUESSES = {"classification": 5, "multilabel": 20}
 
 def predict(arguments: argparse.Namespace) -> None:
     """Prints the likeliest classes and their probabilities for each file."""
-    model, variables, description = command.load(arguments.weights)
+    model, variables, description = command.load(arguments.weights, arguments)
     names = images.class_names(
         arguments.classes, description, model.num_classes
     )

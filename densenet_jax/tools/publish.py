@@ -18,7 +18,7 @@ from densenet_jax.weights.export import save_pretrained
 
 def publish(arguments: argparse.Namespace) -> None:
     """Writes DIR, and uploads it if asked to."""
-    model, variables, description = command.load(arguments.src)
+    model, variables, description = command.load(arguments.src, arguments)
     save_pretrained(
         model, variables, arguments.directory, description=description
     )
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--push", metavar="ORG/REPO", help="a repository of the hub"
     )
+    command.add_reading(parser)
     return command.run(parser, publish, argv)
 
 
