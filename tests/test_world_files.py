@@ -355,6 +355,50 @@ def test_fastais_head(tmp_path, variables, state_dict):
     assert "Left out: 1.2, 1.4, 1.8." in loaded.changes
 
 
+def test_a_head_that_fits_is_kept(tmp_path, variables, state_dict):
+    """What is left over may lie between the features and the classifier."""
+    path = tmp_path / "attention.safetensors"
+    save_file({**state_dict, "attention.weight": np.ones((4, 4))}, path)
+    refused(path, "attention.weight", num_classes=3)
+    loaded = load_weights(path, num_classes=4)
+    assert "Left out: attention." in loaded.changes
+
+
+# Labels.
+
+
+def test_torchxrayvisions_labels(tmp_path, state_dict):
+    path = tmp_path / "xrv.safetensors"
+    save_file({**state_dict, "op_threshs": np.full(3, np.nan)}, path)
+    loaded = load_weights(path)
+    assert loaded.description.task == "multilabel"
+    # (2 x / 255 - 1) 1024, its own normalisation.
+    preprocessing = loaded.description.preprocessing
+    x = np.array([0.0, 100.0, 255.0])
+    (mean,), (std,) = preprocessing["mean"], preprocessing["std"]
+    np.testing.assert_allclose((x - mean) / std, (2 * x / 255 - 1) * 1024)
+    assert any("op_threshs" in line for line in loaded.changes)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "classes", "task"),
+    [
+        ("module.densenet121.", 14, "multilabel"),
+        ("module.densenet121.", 3, None),
+        ("module.", 14, None),
+    ],
+)
+def test_chexnets_labels(tmp_path, state_dict, prefix, classes, task):
+    path = tmp_path / "chexnet.safetensors"
+    inputs = state_dict["classifier.weight"].shape[1]
+    state_dict["classifier.weight"] = np.ones((classes, inputs), np.float32)
+    state_dict["classifier.bias"] = np.ones(classes, np.float32)
+    save_file(prefixed(prefix, state_dict), path)
+    loaded = load_weights(path)
+    assert loaded.description.task == task
+    assert any("CheXNet" in s for s in loaded.changes) == (task is not None)
+
+
 # Values.
 
 

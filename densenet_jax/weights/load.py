@@ -21,6 +21,7 @@ from densenet_jax.weights.architecture import (
     newest_first_channels,
 )
 from densenet_jax.weights.containers import open_tensors
+from densenet_jax.weights.labels import recognise_labels
 from densenet_jax.weights.names import Problems, recognise
 from densenet_jax.weights.state_dicts import listed
 from densenet_jax.weights.values import adapt_stem, read, to_tree
@@ -149,7 +150,7 @@ def _load(path, num_classes, in_channels, reading, seed):
         mapping=mapping,
         prefix=reading.prefix,
         ignore=reading.ignore,
-        new_head=num_classes is not None,
+        num_classes=num_classes,
     )
     remarks = [*file.remarks, *remarks]
     changes = [*file.changes, *changes]
@@ -187,14 +188,11 @@ def _load(path, num_classes, in_channels, reading, seed):
             jax.random.key(seed), head_shape
         )
         flat[_HEAD + "bias"] = jnp.zeros(num_classes)
-    kernel = flat["conv0/kernel"]
-    if in_channels not in (None, kernel.shape[2]):
-        flat["conv0/kernel"] = adapt_stem(kernel, in_channels)
-        changes.append(
-            f"The stem's kernel is adapted from {kernel.shape[2]} to "
-            f"{in_channels} input channels."
-        )
-    description = named.or_else(file.description)
+    if in_channels is not None:
+        adapt_stem(flat, in_channels, changes)
+    known, said = recognise_labels(file.tensors, model.num_classes)
+    changes += said
+    description = named.or_else(file.description).or_else(known)
     names = description.class_names
     if new_head or (names and len(names) != model.num_classes):
         description = dataclasses.replace(description, class_names=None)

@@ -50,7 +50,7 @@ def recognise(
     mapping: Layout | None = None,
     prefix: str | None = None,
     ignore: str | None = None,
-    new_head: bool = False,
+    num_classes: int | None = None,
 ) -> Recognised:
     """Finds the place of every tensor.
 
@@ -60,14 +60,14 @@ def recognise(
       mapping: places for names, tried before those of the known layouts.
       prefix: what the names of the net's tensors begin with.
       ignore: a pattern of names that are left out.
-      new_head: whether the classifier's own tensors are not needed.
+      num_classes: asked for: a classifier of others is not needed.
 
     Raises:
       ValueError: the file holds no net, or more than one.
     """
     remarks, changes = [], []
     names = Names(file, _kept(file, ignore, remarks))
-    table = _by_table(names, mapping, prefix, new_head, remarks, changes)
+    table = _by_table(names, mapping, prefix, num_classes, remarks, changes)
     if table is not None:
         shapes = {path: tensor.shape for path, tensor in table.placed.items()}
         if not any(table.problems.values()) and fits(shapes):
@@ -115,7 +115,7 @@ def _kept(file, ignore, remarks) -> list[str]:
     return [n for n in names if n not in strays]
 
 
-def _by_table(names, mapping, prefix, new_head, remarks, changes):
+def _by_table(names, mapping, prefix, num_classes, remarks, changes):
     """The reading by the layout that places the most; None: none places half.
 
     A net inside of a larger one counts by itself.
@@ -152,8 +152,10 @@ def _by_table(names, mapping, prefix, new_head, remarks, changes):
         return None
     modules |= own
     heads = find_heads(names, rest, modules, start, layout)
+    new_head = num_classes is not None
     if len(heads) == 1:
         modules[heads[0]] = HEAD
+        new_head &= (names.linear(heads[0]) or [0])[-1] != num_classes
     _say(layout, mapping, start, remarks, changes)
 
     left = [m for m in names.leaves if m not in modules]

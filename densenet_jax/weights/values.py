@@ -82,11 +82,22 @@ def to_tree(flat: Mapping[str, jax.Array]) -> dict:
     }
 
 
-def adapt_stem(kernel: jax.Array, in_channels: int) -> jax.Array:
+def adapt_stem(
+    flat: dict[str, jax.Array], in_channels: int, changes: list[str]
+) -> None:
     """timm's adapt_input_conv, for any number of channels."""
-    if in_channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
+    kernel = flat["conv0/kernel"]  # [height, width, in, out]
     before = kernel.shape[2]
-    repeats = -(-in_channels // before)
-    kernel = jnp.tile(kernel, (1, 1, repeats, 1))[:, :, :in_channels]
-    return kernel * (before / in_channels)
+    if in_channels == before:
+        return
+    if in_channels == 1:
+        adapted = kernel.sum(axis=2, keepdims=True)
+    else:
+        repeats = -(-in_channels // before)
+        adapted = jnp.tile(kernel, (1, 1, repeats, 1))[:, :, :in_channels]
+        adapted *= before / in_channels
+    flat["conv0/kernel"] = adapted
+    changes.append(
+        f"The stem's kernel is adapted from {before} to {in_channels} input "
+        "channels."
+    )
