@@ -156,16 +156,25 @@ def random_variables(model, images):
         dict(growth_rate=(2, 4, 3), squeeze_excite=2),
         dict(stem="cifar", norm="instance", bottleneck_width=0),
         dict(norm="group", norm_groups=2, activation="silu"),
+        dict(stem="deep"),
+        dict(stem="deep", stem_features=(2, 4, 5), stem_norm=False),
+        dict(stem="deep", blur_pool="stem", activation="silu"),
+        dict(stem="cifar", blur_pool="all"),
+        dict(stem="cifar", stem_pool=True),
+        dict(stem="cifar", stem_pool=True, blur_pool="all"),
+        dict(stem_padding="same", activation="silu"),
+        dict(stem="deep", stem_padding="same", stem_pool=False),
+        dict(stem="cifar", stem_stride=3, stem_padding="same"),
+        dict(stem_stride=1, stem_pool=False),
     ],
     ids=str,
 )
 def test_forward_pass_equals_numpy(options):
-    """Both stems with and without norm, plain and bottleneck layers, ..."""
+    """All stems with and without norm, plain and bottleneck layers, ..."""
     model = DenseNet(
         (2, 1),
-        **{"growth_rate": 3, **options},
+        **{"growth_rate": 3, "stem_features": 6, **options},
         compression=0.7,
-        stem_features=6,
         num_classes=4,
         norm_epsilon=1e-3,
         norm_momentum=0.8,

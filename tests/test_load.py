@@ -209,18 +209,6 @@ def test_no_architecture(tmp_path, state_dict):
         infer_architecture(shapes)
 
 
-def test_refuses_a_deep_stem(tmp_path, state_dict):
-    path = tmp_path / "deep.safetensors"
-    deep = {
-        f"features.conv{i}.weight": np.ones((8, 8, 3, 3), np.float32)
-        for i in (1, 2)
-    }
-    save_file(state_dict | deep, path)
-    message = refused(path, "deep stem")
-    assert "densenetblur121d" in message
-    assert "blur" in message
-
-
 # Strictness.
 
 

@@ -50,6 +50,8 @@ class TensorFile:
       attributes: of the model, for `create_model` with their name or else
         for `DenseNet`, where the file states them.
       description: of the net, as far as the file states it.
+      modules: the names of all modules, also of those without tensors; empty
+        where the container does not name these.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -57,6 +59,7 @@ class TensorFile:
     remarks: tuple[str, ...] = ()
     attributes: Mapping[str, Any] | None = None
     description: Description = dataclasses.field(default_factory=Description)
+    modules: frozenset[str] = frozenset()
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -173,11 +176,14 @@ def _open_safetensors(path):
 def _open_keras(path):
     import h5py  # Only Keras files need it.
 
-    tensors = {}
+    tensors, modules = {}, set()
 
     def visit(name, item):
         # Links are not followed by visititems.
-        if name.startswith("optimizer") or isinstance(item, h5py.Group):
+        if name.startswith("optimizer"):
+            return
+        if isinstance(item, h5py.Group):
+            modules.add(name)
             return
         # Keras writes its weights contiguously, into the file itself.
         if (
@@ -197,7 +203,7 @@ def _open_keras(path):
 
     file = _guarded(h5py.File, path)
     _guarded(file.visititems, visit)
-    return TensorFile(tensors, "keras")
+    return TensorFile(tensors, "keras", modules=frozenset(modules))
 
 
 def _guarded(call, *arguments):

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
+from densenet_jax.models.options import unseen_differences
 from densenet_jax.weights.architecture import infer_architecture
 
 
@@ -22,7 +23,8 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
     `torchvision.models.densenet121().load_state_dict(
     safetensors.torch.load_file("densenet.safetensors"))` takes it as it is, if
     the net is a densenet121; `load_pretrained` gives the same variables back.
-    The norms' epsilon is not in the file: PyTorch's is 1e-5.
+    What the names do not say is not in the file (see `unsaid`), as the norms'
+    epsilon: PyTorch's is 1e-5. Deep stems have timm's names.
 
     Args:
       variables: {'params', 'batch_stats'} of a `DenseNet`.
@@ -36,8 +38,20 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
+def unsaid(model: DenseNet) -> list[str]:
+    """The attributes of a net that its file in torchvision's names loses.
+
+    They are those with another value in the net that the file is read as.
+    """
+    read = DenseNet(**infer_architecture(tensor_shapes(model, 3)))
+    return unseen_differences(model, read)
+
+
 def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
-    """The state dict of torchvision's DenseNet, as numpy arrays.
+    """The state dict of torchvision's or, of a deep stem, timm's DenseNet.
+
+    Returns:
+      numpy arrays by name.
 
     Raises:
       ValueError: variables are not those of a DenseNet.

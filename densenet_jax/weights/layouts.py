@@ -8,8 +8,25 @@ a table to LAYOUTS.
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from densenet_jax.models.variants import create_model
+
+
+class Sign(NamedTuple):
+    """What a module without tensors tells of the net.
+
+    Attributes:
+      module: a pattern that fits its whole name.
+      present, absent: attributes of the net where there is such a module, and
+        where there is none.
+    """
+
+    module: str
+    present: Mapping[str, Any]
+    absent: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +42,9 @@ class Layout:
       first_layer: what the first layer's number (the group `layer`) is.
       newest_first: whether a layer reads the newest features first; here it
         reads the oldest first.
-      norm_epsilon: that the framework's nets have.
+      attributes: of `DenseNet`, that nets of these names have, and that their
+        tensors do not show.
+      signs: what changes these attributes, in files that name all modules.
     """
 
     name: str
@@ -33,7 +52,8 @@ class Layout:
     first_block: int = 1
     first_layer: int = 1
     newest_first: bool = False
-    norm_epsilon: float = 1e-5
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    signs: tuple[Sign, ...] = ()
 
     def our_module(self, module: str) -> str | None:
         """The path of a module in our tree; None if no rule fits."""
@@ -49,6 +69,19 @@ class Layout:
                 return path.format(**groups)
         return None
 
+    def told(self, modules: Iterable[str] = ()) -> dict[str, Any]:
+        """The attributes of a net that the names in its file tell.
+
+        Args:
+          modules: the names of all modules, also of those without tensors; none
+            where a file does not name these.
+        """
+        found, modules = dict(self.attributes), list(modules)
+        for module, present, absent in self.signs if modules else ():
+            fits = any(re.fullmatch(module, name) for name in modules)
+            found |= present if fits else absent
+        return found
+
 
 # Prefixes that wrappers put before every name (DataParallel, torch.compile,
 # Lightning modules, detectors with a backbone, CheXNet).
@@ -59,7 +92,7 @@ PREFIXES = re.compile(
 _HEAD = r"(?:classifier|fc|linear|head)(?:\.\d+)?"
 _LAYER = "denseblock{block}/denselayer{layer}/{kind}{n}"
 _TORCHVISION = {
-    r"features\.(?P<name>conv0|norm0|norm5)": "{name}",
+    r"features\.(?P<name>(?:conv|norm)[0-2]|norm5)": "{name}",
     # norm1 in memory, norm.1 in the published files.
     r"features\.denseblock(?P<block>\d+)\.denselayer(?P<layer>\d+)"
     r"\.(?P<kind>norm|conv)\.?(?P<n>[12])": _LAYER,
@@ -68,21 +101,59 @@ _TORCHVISION = {
     ),
     _HEAD: "classifier",
 }
+_TORCHVISION_SIGNS = (
+    Sign(r"(?:.*\.)?pool0", {}, {"stem_pool": False}),
+    # A max pool and timm's blur.
+    Sign(
+        r"(?:.*\.)?pool0\.1",
+        {"blur_pool": "stem", "stem_pool": True},
+        {"blur_pool": "none"},
+    ),
+)
+
+
+def _keras(layer: str, first_norm: int, transition: str) -> dict[str, str]:
+    """The rules of Keras nets, which differ in these patterns."""
+    path = "denseblock{block}/denselayer{layer}"
+    rules = {
+        # Keras 2 wrote conv1/conv, Keras 3 writes conv1_conv.
+        "conv1[_/]conv": "conv0",
+        "conv1[_/]bn": "norm0",
+        rf"{layer}_{first_norm}_bn": f"{path}/norm1",
+        rf"{layer}_{first_norm + 1}_bn": f"{path}/norm2",
+        rf"{layer}_(?P<n>[12])_conv": path + "/conv{n}",
+        rf"{transition}(?P<block>\d+)_bn": "transition{block}/norm",
+        rf"{transition}(?P<block>\d+)_conv": "transition{block}/conv",
+        "bn": "norm5",
+        "predictions": "classifier",
+    }
+    return {rf"(?:.*/)?{name}": path for name, path in rules.items()}
+
+
+_KERAS_EPSILON = 1.001e-5
+_KERAS_SIGNS = (
+    Sign(
+        r"(?:.*/)?zero_padding2d(?:_\d+)?",
+        {"stem_padding": "explicit"},
+        {"stem_padding": "same"},
+    ),
+)
 
 LAYOUTS = (
     Layout(
         "this project",
         {
-            r"(?P<path>conv0|norm0|norm5|classifier"
+            r"(?P<path>(?:conv|norm)[0-2]|norm5|classifier"
             r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
             r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
             r"|transition\d+/(?:norm|conv))": "{path}"
         },
     ),
-    Layout("torchvision and timm", _TORCHVISION),
+    Layout("torchvision and timm", _TORCHVISION, signs=_TORCHVISION_SIGNS),
     Layout(
         "efficient_densenet_pytorch (gpleiss)",
         {r"features\.norm_final": "norm5", **_TORCHVISION},
+        signs=_TORCHVISION_SIGNS,
     ),
     Layout(
         "MONAI",
@@ -92,6 +163,7 @@ LAYOUTS = (
             r"class_layers\.out": "classifier",
             **_TORCHVISION,
         },
+        signs=_TORCHVISION_SIGNS,
     ),
     Layout(
         "CIFAR net with bn and fc",
@@ -113,6 +185,7 @@ LAYOUTS = (
             _HEAD: "classifier",
         },
         first_layer=0,
+        attributes={"stem_pool": False},
     ),
     Layout(
         "pytorch-cifar (kuangliu)",
@@ -131,35 +204,30 @@ LAYOUTS = (
         },
         first_layer=0,
         newest_first=True,
+        attributes={"stem_pool": False},
     ),
     Layout(
         "Keras applications",
-        {
-            # Keras 2 wrote conv1/conv, Keras 3 writes conv1_conv.
-            r"(?:.*/)?conv1[_/]conv": "conv0",
-            r"(?:.*/)?conv1[_/]bn": "norm0",
-            r"(?:.*/)?conv(?P<block>\d+)_block(?P<layer>\d+)_0_bn": (
-                "denseblock{block}/denselayer{layer}/norm1"
-            ),
-            r"(?:.*/)?conv(?P<block>\d+)_block(?P<layer>\d+)_1_bn": (
-                "denseblock{block}/denselayer{layer}/norm2"
-            ),
-            r"(?:.*/)?conv(?P<block>\d+)_block(?P<layer>\d+)"
-            r"_(?P<n>[12])_conv": (
-                "denseblock{block}/denselayer{layer}/conv{n}"
-            ),
-            r"(?:.*/)?pool(?P<block>\d+)_bn": "transition{block}/norm",
-            r"(?:.*/)?pool(?P<block>\d+)_conv": "transition{block}/conv",
-            r"(?:.*/)?bn": "norm5",
-            r"(?:.*/)?predictions": "classifier",
-        },
+        _keras(r"conv(?P<block>\d+)_block(?P<layer>\d+)", 0, "pool"),
         first_block=2,
-        norm_epsilon=1.001e-5,
+        attributes={"norm_epsilon": _KERAS_EPSILON, "stem_padding": "explicit"},
+        signs=_KERAS_SIGNS,
+    ),
+    Layout(
+        "KerasCV",
+        _keras(r"conv(?P<block>\d+)_block_(?P<layer>\d+)", 0, "pool"),
+        first_block=2,
+        first_layer=0,
+        attributes={"norm_epsilon": _KERAS_EPSILON, "stem_padding": "same"},
+        signs=_KERAS_SIGNS,
+    ),
+    Layout(
+        "KerasHub",
+        _keras(r"stack(?P<block>\d+)_block(?P<layer>\d+)", 1, "transition"),
+        attributes={"norm_epsilon": _KERAS_EPSILON, "stem_padding": "same"},
+        signs=_KERAS_SIGNS,
     ),
 )
-
-# The second and third convolution of a stem with three.
-DEEP_STEM = re.compile(r"features\.conv[12]\.weight")
 
 # Counters of batches seen; nothing reads them.
 DROPPED = re.compile(r"(?:.*\.)?num_batches_tracked")
@@ -195,10 +263,11 @@ def to_our_axes(leaf: str, rank: int) -> tuple[int, ...]:
 def read_mapping(path: str | Path) -> Layout:
     r"""A layout from a TOML file, for nets that follow no table here.
 
-    The keys are `Layout`'s; patterns are tried on the names in the file as they
-    are:
+    The keys are `Layout`'s without `signs`; patterns are tried on the names in
+    the file as they are:
 
         first_layer = 0
+        attributes = {norm_epsilon = 1e-3, stem_pool = false}
         [rules]
         'stem\.conv' = 'conv0'
         'auxiliary' = ''  (left out; tensors outside of modules: '' = '')
@@ -210,12 +279,14 @@ def read_mapping(path: str | Path) -> Layout:
     """
     try:
         content = tomllib.loads(Path(path).read_text())
+        epsilon = content.pop("norm_epsilon", None)  # of earlier versions
         layout = Layout(name=str(path), **content)
-        for field in dataclasses.fields(Layout):
-            if field.name in content and field.name != "rules":
-                kind = type(field.default)
-                if not isinstance(content[field.name], kind):
-                    raise TypeError(f"{field.name} must be {kind.__name__}")
+        if epsilon is not None:
+            layout.attributes["norm_epsilon"] = epsilon
+        for key, default in vars(Layout("", {})).items():
+            if not isinstance(getattr(layout, key), type(default)):
+                raise TypeError(f"{key} must be {type(default).__name__}")
+        create_model("densenet121", **layout.attributes)  # checks them
         for pattern, place in layout.rules.items():
             groups = re.compile(pattern).groupindex
             place.format(**dict.fromkeys(groups, 1))

@@ -17,6 +17,7 @@ from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
 from densenet_jax.runs.description import Description
 from densenet_jax.weights.architecture import (
+    guesses,
     infer_architecture,
     newest_first_channels,
 )
@@ -121,15 +122,18 @@ def _load(path, num_classes, in_channels, mapping, seed):
     if num_classes is not None:
         bare_names = without_deep_head(layout, bare_names)
     placed, problems = place(file, layout, bare_names, changes)
+    told = layout.told(file.modules)
     try:
         model = _model(
             {target: tensor.shape for target, tensor in placed.items()},
             file.attributes,
-            layout.norm_epsilon,
+            told,
         )
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
 
+    if file.attributes is None:
+        changes += guesses(model, told)
     has_head = any(target.startswith(_HEAD) for target in placed)
     new_head = num_classes is not None and (
         not has_head or num_classes != model.num_classes
@@ -173,16 +177,16 @@ def _load(path, num_classes, in_channels, mapping, seed):
     return Loaded(model, _to_tree(flat), remarks, changes, description)
 
 
-def _model(shapes, stated, norm_epsilon) -> DenseNet:
+def _model(shapes, stated, told) -> DenseNet:
     """The model of a file: as it states, or else as its tensors' shapes tell.
 
     Args:
       shapes: path in our parameter tree -> shape in our layout.
       stated: `TensorFile.attributes`.
-      norm_epsilon: where the file states no attributes.
+      told: by the names, where the file states no attributes.
     """
     if stated is None:
-        return DenseNet(**infer_architecture(shapes), norm_epsilon=norm_epsilon)
+        return DenseNet(**infer_architecture(shapes) | told)
     head = shapes.get("classifier/kernel")
     return make_model(stated, **({"num_classes": head[-1]} if head else {}))
 
@@ -282,10 +286,15 @@ def describe(model: DenseNet) -> str:
         "stem",
         "stem_norm",
         "stem_features",
+        "stem_stride",
+        "stem_pool",
+        "stem_padding",
+        "blur_pool",
         "num_classes",
         "norm",
         "norm_groups",
         "norm_epsilon",
         "activation",
     )
-    return ", ".join(f"{name}={getattr(model, name)}" for name in names)
+    values = {name: getattr(model, name) for name in names}
+    return ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)

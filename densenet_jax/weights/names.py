@@ -54,13 +54,6 @@ def recognise(
     if 2 * unknown(best) > len(names):
         return _match_structure(file, names, changes), whole
 
-    if any(map(layouts.DEEP_STEM.fullmatch, bare_names.values())):
-        raise ValueError(
-            "The net has a deep stem, three 3x3 convolutions, as timm's "
-            "densenet121d, densenet264d and densenetblur121d (which also "
-            "blurs where the stem pools): this project's stems have one "
-            "convolution, and no blur pooling."
-        )
     remarks.append(f"The names are those of {layout.name}.")
     if layout.newest_first:
         changes.append(
