@@ -50,6 +50,7 @@ _RANGES = {
     "compression": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "bottleneck_width": (lambda v: v >= 0, "0 (no bottleneck) or more"),
     "stem_stride": (lambda v: v is None or v > 0, "positive or None"),
+    "stem_pool": (lambda v: v in (None, False, True), "True, False or None"),
     "num_classes": (lambda v: v > 0, "positive"),
     "norm_groups": (lambda v: v > 0, "positive"),
     "norm_epsilon": (lambda v: v > 0, "positive"),
