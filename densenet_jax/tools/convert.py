@@ -173,6 +173,13 @@ def _torchvision_net(model: DenseNet, kernel: jax.Array):
             "--verify cannot compare: torchvision's DenseNet has bottlenecks "
             "and a compression of 0.5."
         )
+    lost = export.unsaid(model.clone(norm_epsilon=DenseNet.norm_epsilon))
+    lost += ["stem"] if model.stem == "deep" else []
+    if lost:
+        raise ValueError(
+            "--verify cannot compare: torchvision's DenseNet has another "
+            f"{' and '.join(lost)}."
+        )
     size, _, channels, features = kernel.shape
     net = torchvision.models.DenseNet(
         growth_rate=model.growth_rate,
