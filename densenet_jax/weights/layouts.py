@@ -112,6 +112,20 @@ _TORCHVISION_SIGNS = (
 )
 
 
+def _with_bn(layer: str, transition: str, stem: str) -> dict[str, str]:
+    """The rules of PyTorch nets whose norms are named bn."""
+    path = "denseblock{block}/denselayer{layer}"
+    return {
+        stem: "conv0",
+        rf"{layer}\.conv(?P<n>[12])": path + "/conv{n}",
+        rf"{layer}\.bn(?P<n>[12])": path + "/norm{n}",
+        rf"{transition}\.bn": "transition{block}/norm",
+        rf"{transition}\.conv": "transition{block}/conv",
+        "bn": "norm5",
+        _HEAD: "classifier",
+    }
+
+
 def _keras(layer: str, first_norm: int, transition: str) -> dict[str, str]:
     """The rules of Keras nets, which differ in these patterns."""
     path = "denseblock{block}/denselayer{layer}"
@@ -167,41 +181,21 @@ LAYOUTS = (
     ),
     Layout(
         "CIFAR net with bn and fc",
-        {
-            "conv0": "conv0",
-            r"features\.denseblock(?P<block>\d+)\.block\.(?P<layer>\d+)"
-            r"\.conv(?P<n>[12])": (
-                "denseblock{block}/denselayer{layer}/conv{n}"
-            ),
-            r"features\.denseblock(?P<block>\d+)\.block\.(?P<layer>\d+)"
-            r"\.bn(?P<n>[12])": "denseblock{block}/denselayer{layer}/norm{n}",
-            r"features\.transition(?P<block>\d+)\.bn": (
-                "transition{block}/norm"
-            ),
-            r"features\.transition(?P<block>\d+)\.conv": (
-                "transition{block}/conv"
-            ),
-            "bn": "norm5",
-            _HEAD: "classifier",
-        },
+        _with_bn(
+            r"features\.denseblock(?P<block>\d+)\.block\.(?P<layer>\d+)",
+            r"features\.transition(?P<block>\d+)",
+            stem="conv0",
+        ),
         first_layer=0,
         attributes={"stem_pool": False},
     ),
     Layout(
         "pytorch-cifar (kuangliu)",
-        {
-            "conv1": "conv0",
-            r"dense(?P<block>\d+)\.(?P<layer>\d+)\.conv(?P<n>[12])": (
-                "denseblock{block}/denselayer{layer}/conv{n}"
-            ),
-            r"dense(?P<block>\d+)\.(?P<layer>\d+)\.bn(?P<n>[12])": (
-                "denseblock{block}/denselayer{layer}/norm{n}"
-            ),
-            r"trans(?P<block>\d+)\.bn": "transition{block}/norm",
-            r"trans(?P<block>\d+)\.conv": "transition{block}/conv",
-            "bn": "norm5",
-            _HEAD: "classifier",
-        },
+        _with_bn(
+            r"dense(?P<block>\d+)\.(?P<layer>\d+)",
+            r"trans(?P<block>\d+)",
+            stem="conv1",
+        ),
         first_layer=0,
         newest_first=True,
         attributes={"stem_pool": False},
