@@ -86,17 +86,14 @@ def test_keras_nets_pad_as_their_library(name, layout, padding):
     assert np.abs(wrong - LOGITS[name]).max() > 0.01
 
 
-@pytest.mark.parametrize("layout", ["Keras applications", "KerasHub"])
-def test_keras_layers_without_weights_tell_the_padding(layout):
-    told = TOLD[layout]
+def test_keras_layers_without_weights_tell_the_padding():
+    def padding(layout, *modules):
+        return TOLD[layout](modules)["stem_padding"]
 
-    assert told(["model_weights/zero_padding2d_1"])["stem_padding"] == (
-        "explicit"
-    )
-    assert told(["layers/max_pooling2d"])["stem_padding"] == "same"
-    assert told()["stem_padding"] == (
-        "same" if layout == "KerasHub" else "explicit"
-    )
+    assert padding("KerasHub", "model_weights/zero_padding2d_1") == "explicit"
+    assert padding("KerasHub", "layers/max_pooling2d") == "same"
+    assert padding("KerasHub") == padding("KerasCV") == "same"
+    assert padding("Keras applications", "layers/re_lu") == "explicit"
 
 
 def test_torch_modules_without_tensors_tell_of_pools():

@@ -146,11 +146,7 @@ def _keras(layer: str, first_norm: int, transition: str) -> dict[str, str]:
 
 _KERAS_EPSILON = 1.001e-5
 _KERAS_SIGNS = (
-    Sign(
-        r"(?:.*/)?zero_padding2d(?:_\d+)?",
-        {"stem_padding": "explicit"},
-        {"stem_padding": "same"},
-    ),
+    Sign(r"(?:.*/)?zero_padding2d(?:_\d+)?", {"stem_padding": "explicit"}, {}),
 )
 
 LAYOUTS = (
@@ -205,7 +201,6 @@ LAYOUTS = (
         _keras(r"conv(?P<block>\d+)_block(?P<layer>\d+)", 0, "pool"),
         first_block=2,
         attributes={"norm_epsilon": _KERAS_EPSILON, "stem_padding": "explicit"},
-        signs=_KERAS_SIGNS,
     ),
     Layout(
         "KerasCV",
