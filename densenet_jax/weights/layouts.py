@@ -183,7 +183,7 @@ LAYOUTS = (
             stem="conv0",
         ),
         first_layer=0,
-        attributes={"stem_pool": False},
+        attributes={"stem_pool": None},  # as its stem has it
     ),
     Layout(
         "pytorch-cifar (kuangliu)",
@@ -194,7 +194,7 @@ LAYOUTS = (
         ),
         first_layer=0,
         newest_first=True,
-        attributes={"stem_pool": False},
+        attributes={"stem_pool": None},  # as its stem has it
     ),
     Layout(
         "Keras applications",
