@@ -107,6 +107,10 @@ def torchvision_absent(model: DenseNet) -> str | None:
     theirs = {
         "stem": "imagenet",
         "stem_norm": True,
+        "stem_stride": None,
+        "stem_pool": None,
+        "stem_padding": "explicit",
+        "blur_pool": "none",
         "compression": 0.5,
         "norm_epsilon": 1e-5,
     }

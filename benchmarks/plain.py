@@ -16,10 +16,28 @@ import jax.numpy as jnp
 
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import compressed
+from densenet_jax.models.options import unseen_differences
 
 
 def plain_port(model: DenseNet) -> "PlainDenseNet":
-    """The plain port of a model without dropout."""
+    """The plain port of a model without dropout.
+
+    Raises:
+      ValueError: the port has no such stem or pools.
+    """
+    usual = model.clone(
+        stem_stride=None,
+        stem_pool=None,
+        stem_padding="explicit",
+        blur_pool="none",
+    )
+    others = unseen_differences(model, usual)
+    others += ["stem"] if model.stem == "deep" else []
+    if others:
+        raise ValueError(
+            f"The plain port cannot have the model's {', '.join(others)}: take "
+            "a net of the paper."
+        )
     names = {field.name for field in dataclasses.fields(PlainDenseNet)}
     names -= {"parent", "name"}
     return PlainDenseNet(**{name: getattr(model, name) for name in names})

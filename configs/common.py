@@ -33,7 +33,11 @@ def get_config() -> ConfigDict:
             bottleneck_width=placeholder(int),
             stem=placeholder(str),
             stem_norm=placeholder(bool),
-            stem_features=placeholder(int),
+            stem_features=placeholder(object),  # of a deep stem also three
+            stem_stride=placeholder(int),
+            stem_pool=placeholder(bool),
+            stem_padding=placeholder(str),  # same: TensorFlow's
+            blur_pool=placeholder(str),  # stem, all
             num_classes=placeholder(int),  # None: as many as the data set has
             dropout_rate=placeholder(float),
             kernel_init=placeholder(str),

@@ -24,9 +24,21 @@ def average_pool(x, size):
     return _windows(x, size, size, 0, 0.0).mean((-2, -1))
 
 
+def blur_pool(x):
+    """timm's BlurPool2d: one window of nine weights, every second pixel."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    windows = _windows(x, 3, 2, 0, 0.0)
+    weights = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    return np.einsum("bhwcij,ij->bhwc", windows, weights)
+
+
 def _windows(x, size, stride, padding, fill):
-    edge = (padding, padding)
-    x = np.pad(x, ((0, 0), edge, edge, (0, 0)), constant_values=fill)
+    edges = [(padding, padding)] * 2
+    if padding == "same":
+        # https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
+        totals = [max(size - (n % stride or stride), 0) for n in x.shape[1:3]]
+        edges = [(n // 2, n - n // 2) for n in totals]
+    x = np.pad(x, ((0, 0), *edges, (0, 0)), constant_values=fill)
     windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
     return windows[:, ::stride, ::stride]
 
@@ -76,15 +88,25 @@ def densenet(model, variables, images, train):
     def kernel(*path):
         return at(params, path)["kernel"]
 
-    if model.stem == "imagenet":
-        x = conv(images, kernel("conv0"), stride=2, padding=3)
-    else:
-        x = conv(images, kernel("conv0"), padding=1)
-    if model.stem_norm:
-        x = norm_relu(x, "norm0")
+    size, stride, pools, convs = {
+        "imagenet": (7, 2, True, 1),
+        "deep": (3, 2, True, 3),
+        "cifar": (3, 1, False, 1),
+    }[model.stem]
+    stride = model.stem_stride or stride
+    pools = pools if model.stem_pool is None else model.stem_pool
+    same = model.stem_padding == "same"
+    x = images
+    for i in range(convs):
+        padding = "same" if same else size // 2
+        x = conv(x, kernel(f"conv{i}"), 1 if i else stride, padding)
+        if model.stem_norm:
+            x = norm_relu(x, f"norm{i}")
     features = [x]
-    if model.stem == "imagenet":
-        x = max_pool(x, 3, 2, 1)
+    if pools and model.blur_pool != "none":
+        x = blur_pool(max_pool(x, 3, 1, 1))
+    elif pools:
+        x = max_pool(x, 3, 2, "same" if same else 1)
     for i, num_layers in enumerate(model.block_layers, 1):
         for j in range(1, num_layers + 1):
             layer = f"denseblock{i}", f"denselayer{j}"
@@ -100,7 +122,9 @@ def densenet(model, variables, images, train):
         if i < len(model.block_layers):
             features.append(x)
             x = norm_relu(x, f"transition{i}", "norm")
-            x = average_pool(conv(x, kernel(f"transition{i}", "conv")), 2)
+            x = conv(x, kernel(f"transition{i}", "conv"))
+            blurs = model.blur_pool == "all"
+            x = blur_pool(x) if blurs else average_pool(x, 2)
     features.append(norm_relu(x, "norm5"))
     head = params["classifier"]
     logits = features[-1].mean((1, 2)) @ head["kernel"] + head["bias"]

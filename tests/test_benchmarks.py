@@ -139,6 +139,11 @@ def test_steps_are_measured_against_torchvision(capsys, mode):
     assert {"torch", "torchvision"} <= set(result["versions"])
 
 
+def test_nets_that_the_plain_port_cannot_be_are_named():
+    with pytest.raises(ValueError, match="the model's blur_pool, stem: take"):
+        plain_port(create_model("densenetblur121d"))
+
+
 def test_why_torchvision_is_absent_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
     absent = contenders.torchvision_absent

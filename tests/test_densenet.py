@@ -56,7 +56,7 @@ def test_feature_maps_of_a_cifar_net():
 @pytest.mark.parametrize("stem", STEMS)
 def test_any_channels_and_odd_sizes(stem):
     model = DenseNet((1, 1, 1), growth_rate=4, stem=stem)
-    size = {"imagenet": 2, "cifar": 1}[stem]
+    size = {"imagenet": 2, "deep": 2, "cifar": 1}[stem]
 
     shapes = feature_shapes(model, 39, 51, 5)
 
@@ -64,9 +64,18 @@ def test_any_channels_and_odd_sizes(stem):
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
-@pytest.mark.parametrize("stem", STEMS)
-def test_smallest_image(stem, num_blocks):
-    model = DenseNet((1,) * num_blocks, growth_rate=4, stem=stem)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"stem": stem} for stem in STEMS),
+        {"stem": "deep", "blur_pool": "stem"},
+        {"stem": "cifar", "stem_pool": True, "blur_pool": "all"},
+        {"stem_padding": "same", "stem_stride": 3},
+    ],
+    ids=str,
+)
+def test_smallest_image(options, num_blocks):
+    model = DenseNet((1,) * num_blocks, growth_rate=4, **options)
     smallest = min_image_size(model)
 
     assert feature_shapes(model, smallest, smallest + 9, 3)[-1][0] == 1
@@ -78,6 +87,13 @@ def test_smallest_image(stem, num_blocks):
 def test_smallest_image_of_the_imagenet_nets_is_torchvisions():
     # `min_size` of torchvision's DenseNet weights.
     assert min_image_size(create_model("densenet121")) == 29
+
+
+def test_a_stem_without_a_pool_cannot_blur():
+    with pytest.raises(ValueError, match="give stem_pool=True"):
+        DenseNet((1,), stem="cifar", blur_pool="stem")
+    with pytest.raises(ValueError, match="or 3 of them"):
+        DenseNet((1,), stem="deep", stem_features=(4, 8))
 
 
 def test_images_without_channels_are_refused():
@@ -102,6 +118,12 @@ def test_images_without_channels_are_refused():
         ("norm_momentum", 1.1),
         ("remat", "all"),
         ("stem", "resnet"),
+        ("stem_features", (4, 8)),
+        ("stem_features", ()),
+        ("stem_stride", 0),
+        ("stem_pool", "yes"),
+        ("stem_padding", "valid"),
+        ("blur_pool", "transitions"),
         ("kernel_init", "fan"),
         ("activation", "rellu"),
         ("norm", "layer"),
@@ -156,16 +178,25 @@ def random_variables(model, images):
         dict(growth_rate=(2, 4, 3), squeeze_excite=2),
         dict(stem="cifar", norm="instance", bottleneck_width=0),
         dict(norm="group", norm_groups=2, activation="silu"),
+        dict(stem="deep"),
+        dict(stem="deep", stem_features=(2, 4, 5), stem_norm=False),
+        dict(stem="deep", blur_pool="stem", activation="silu"),
+        dict(stem="cifar", blur_pool="all"),
+        dict(stem="cifar", stem_pool=True),
+        dict(stem="cifar", stem_pool=True, blur_pool="all"),
+        dict(stem_padding="same", activation="silu"),
+        dict(stem="deep", stem_padding="same", stem_pool=False),
+        dict(stem="cifar", stem_stride=3, stem_padding="same"),
+        dict(stem_stride=1, stem_pool=False),
     ],
     ids=str,
 )
 def test_forward_pass_equals_numpy(options):
-    """Both stems with and without norm, plain and bottleneck layers, ..."""
+    """All stems with and without norm, plain and bottleneck layers, ..."""
     model = DenseNet(
         (2, 1),
-        **{"growth_rate": 3, **options},
+        **{"growth_rate": 3, "stem_features": 6, **options},
         compression=0.7,
-        stem_features=6,
         num_classes=4,
         norm_epsilon=1e-3,
         norm_momentum=0.8,

@@ -25,6 +25,8 @@ TINY = dict(growth_rate=4, num_classes=5, norm_epsilon=1e-3)
 NETS = {
     "imagenet": DenseNet((2, 1), **TINY),
     "imagenet, no stem norm": DenseNet((1, 2), stem_norm=False, **TINY),
+    "deep, blurred": DenseNet((2, 1), stem="deep", blur_pool="all", **TINY),
+    "same padding": DenseNet((1, 1), stem_padding="same", **TINY),
     "cifar": DenseNet((2, 1), stem="cifar", stem_norm=False, **TINY),
     "cifar, stem norm": DenseNet((1, 1), stem="cifar", **TINY),
     "plain": DenseNet((2, 1), bottleneck_width=0, stem="cifar", **TINY),

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from densenet_jax import create_model, load_pretrained, save_torch
 from densenet_jax.weights.containers import open_tensors
+from densenet_jax.weights.layouts import LAYOUTS
 from tests.torch_writer import write
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3))
@@ -118,14 +119,34 @@ def test_timm_adapts_the_stem_in_the_same_way(torch, tmp_path, channels):
 @pytest.mark.parametrize(
     "name", ["densenetblur121d", pytest.param("densenet264d", marks=SLOW)]
 )
-def test_timm_with_a_deep_stem_is_refused(torch, tmp_path, name):
-    net = _installed("timm").create_model(name)
-    path = tmp_path / "weights.pth"
-    torch.save(net.state_dict(), path)
-    with pytest.raises(ValueError, match="deep stem") as error:
-        load_pretrained(path)
-    assert name in str(error.value)
-    assert "blur" in str(error.value)
+def test_timm_with_a_deep_stem(torch, tmp_path, name):
+    net = _randomize(torch, _installed("timm").create_model(name))
+    path = tmp_path / "weights.safetensors"
+    _installed("safetensors.torch").save_file(net.state_dict(), path)
+
+    model, variables = _assert_same_logits(path, _torch_logits(torch, net))
+
+    assert model == create_model(name)
+    # And back.
+    save_torch(variables, path)
+    written = _installed("safetensors.torch").load_file(path)
+    net.load_state_dict(written, strict=False)
+    counters = net.state_dict().keys() - written.keys()
+    assert all(name.endswith("num_batches_tracked") for name in counters)
+
+
+def test_timms_modules_tell_where_it_blurs(torch):
+    """The names that torch.save keeps beside a state_dict."""
+    net = _installed("timm").models.densenet.DenseNet
+    blur = _installed("timm.layers").BlurPool2d
+    (told,) = (x.told for x in LAYOUTS if x.name == "torchvision and timm")
+    tiny = dict(growth_rate=4, block_config=(1, 1), stem_type="deep")
+    for options, expected in [
+        ({}, {"blur_pool": "none"}),
+        ({"aa_layer": blur}, {"blur_pool": "stem", "stem_pool": True}),
+    ]:
+        modules = net(**tiny, **options).state_dict()._metadata
+        assert told(modules) == expected
 
 
 def test_monai(torch, tmp_path):

@@ -209,6 +209,9 @@ def test_no_architecture(tmp_path, state_dict):
         infer_architecture(shapes)
 
 
+# Strictness.
+
+
 def test_lists_all_that_is_wrong(tmp_path, state_dict):
     path = tmp_path / "wrong.safetensors"
     layer = "features.denseblock1.denselayer2"

@@ -105,6 +105,7 @@ OPTIONS = {
         dropout_rate=0.2,
         drop_path_rate=0.5,
         squeeze_excite=2,
+        blur_pool="all",
     ),
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 from densenet_jax import create_model, list_models
 from densenet_jax.analysis import summary
+from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs import directory
 from densenet_jax.tools import summarize
 from tests.random_variables import random_variables
@@ -93,6 +94,31 @@ def test_remat_makes_no_difference(remat):
     )
 
     assert summary.layers(recomputed) == summary.layers(kept)
+
+
+def test_other_stems_and_pools():
+    options = dict(stem="deep", blur_pool="all")
+    model = DenseNet((1, 1), growth_rate=8, **options)
+    rows = summary.layers(model, (64, 63, 3))
+
+    found = [
+        (row.layer, row.operation, row.shape)
+        for row in rows
+        if row.stage in ("stem", "transition1")
+    ]
+    assert found == [
+        ("conv0", "3x3/2 conv 8", (32, 32, 8)),
+        ("norm0", "norm-ReLU", (32, 32, 8)),
+        ("conv1", "3x3 conv 8", (32, 32, 8)),
+        ("norm1", "norm-ReLU", (32, 32, 8)),
+        ("conv2", "3x3 conv 16", (32, 32, 16)),
+        ("norm2", "norm-ReLU", (32, 32, 16)),
+        ("pool0", "3x3 max pool", (32, 32, 16)),
+        ("blur0", "3x3/2 blur pool", (16, 16, 16)),
+        ("transition1/norm", "norm-ReLU", (16, 16, 24)),
+        ("transition1/conv", "1x1 conv 12", (16, 16, 12)),
+        ("transition1/pool", "3x3/2 blur pool", (8, 8, 12)),
+    ]
 
 
 def test_channels_and_size_of_the_images():

@@ -1,8 +1,8 @@
 """Every published variant has exactly the published size.
 
-Counts of the ImageNet nets: torchvision (121, 161, 169, 201) and the arithmetic
-of the paper's table 1 (264); of the CIFAR nets: the arithmetic of section 3,
-which the paper's table 2 rounds.
+Counts of the ImageNet nets: torchvision (121, 161, 169, 201), the arithmetic of
+the paper's table 1 (264) and timm (blur121d, 264d); of the CIFAR nets: the
+arithmetic of section 3, which the paper's table 2 rounds.
 """
 
 import math
@@ -23,6 +23,8 @@ IMAGENET = {
     "densenet201": (20_013_928, 18_092_928, 1920, 229_056),
     "densenet264": (33_337_704, 30_648_704, 2688, 398_528),
     "densenet264_k48": (72_686_632, 68_653_632, 4032, 597_792),
+    "densenetblur121d": (7_998_088, 6_973_088, 1024, 83_776),
+    "densenet264d": (72_736_216, 68_703_216, 4032, 597_984),
 }
 
 # Trainable parameters with 10 and with 100 classes, and dense layers a block.

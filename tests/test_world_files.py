@@ -480,5 +480,5 @@ def test_overrides(tmp_path, variables, state_dict):
     model, loaded = load_pretrained(path, overrides={"activation": "silu"})
     assert model == TINY.clone(activation="silu")
     assert_same(loaded, variables)
-    refused(path, "no such attributes", overrides={"colour": 1})
+    refused(path, "has no attribute colour", overrides={"colour": 1})
     refused(path, "activation", overrides={"activation": "red"})

@@ -135,7 +135,7 @@ def stem_widths(model: "NetAttributes") -> tuple[int, ...]:
     if isinstance(given, (tuple, list)):
         return tuple(given)
     first = growth_rates(model.block_layers, model.growth_rate)[0][0]
-    widths = (first, first, given or 2 * first)
+    widths = (first, first, 2 * first if given is None else given)
     return widths if model.stem == "deep" else widths[-1:]
 
 

@@ -50,6 +50,7 @@ _RANGES = {
     "compression": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "bottleneck_width": (lambda v: v >= 0, "0 (no bottleneck) or more"),
     "stem_stride": (lambda v: v is None or v > 0, "positive or None"),
+    "stem_pool": (lambda v: v in (None, False, True), "True, False or None"),
     "num_classes": (lambda v: v > 0, "positive"),
     "norm_groups": (lambda v: v > 0, "positive"),
     "norm_epsilon": (lambda v: v > 0, "positive"),
@@ -81,9 +82,9 @@ class NetAttributes(nn.Module):
       stem_pool: whether the stem has its max pool; None is as `stem` has it.
       stem_padding: 'explicit' (PyTorch's), or 'same' (TensorFlow's), which puts
         the windows of the stem's convs and pool elsewhere for even sizes.
-      blur_pool: where a blur with stride 2 (see `windows.blur_pool`) replaces
-        a pool's stride: 'none', 'stem' (behind the max pool, now of stride 1)
-        or 'all' (also for the average pools of the transitions).
+      blur_pool: where a blur halves the size (see `windows.blur_pool`): 'none',
+        'stem' (the max pool has stride 1, and a blur follows) or 'all' (in
+        transitions too, in place of the average pool).
       num_classes: the number of logits.
       activation: a key of `layers.ACTIVATIONS`, where the paper has ReLU.
       norm: 'batch', 'group' or 'instance'.
@@ -91,7 +92,7 @@ class NetAttributes(nn.Module):
       norm_epsilon: added to variances.
       norm_momentum: share of the old running statistics kept at each step;
         PyTorch's momentum is one minus this.
-      dropout_rate: after each convolution but the first, when training.
+      dropout_rate: after each convolution but the stem's, when training.
       drop_path_rate: of the last dense layer's stochastic depth; that of layer
         l of L is l / L of it.
       squeeze_excite: the reduction of squeeze-and-excitation after each dense

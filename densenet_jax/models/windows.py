@@ -36,7 +36,7 @@ def blur_pool(x: jax.Array) -> jax.Array:
     Returns:
       [batch, ceil(height / 2), ceil(width / 2), channels].
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
     wide = jnp.pad(wide, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     for axis in (1, 2):
         outputs = (wide.shape[axis] - 1) // 2

@@ -75,7 +75,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         type=path,
         metavar="FILE",
         help="places for names that no known layout has: see "
-        "densenet_jax.weights.layouts.read_mapping",
+        "densenet_jax.weights.mapping.read_mapping",
     )
     group.add_argument(
         "--prefix",

@@ -24,6 +24,16 @@ from densenet_jax.models.geometry import min_image_size
 from densenet_jax.runs.description import to_config
 from densenet_jax.tools import command
 from densenet_jax.weights import config_json, export, load, state_dicts
+from densenet_jax.weights.architecture import guesses
+
+# Attributes that a file in torchvision's names may lack.
+_SAID = (
+    "norm_epsilon",
+    "stem_stride",
+    "stem_pool",
+    "stem_padding",
+    "blur_pool",
+)
 
 # Logits may differ by so much, in parts of the largest.
 _TOLERANCE = 1e-4
@@ -43,9 +53,11 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"Architecture: {load.describe(model)}")
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"Parameters: {count:,}")
-    if target.suffix and model.activation != "relu":
+    lost = export.unsaid(model) if target.suffix else []
+    values = {name: getattr(model, name) for name in lost}
+    if refused := [n for n in lost if n not in _SAID]:
         raise ValueError(
-            f"The net has activation={model.activation!r}, which files with "
+            f"The net has {_join(values, refused)}, which files with "
             "torchvision's names cannot say: give a directory."
         )
     if arguments.verify:
@@ -71,12 +83,16 @@ def convert(arguments: argparse.Namespace) -> None:
                 f"{target.name} does not hold what {source} says of "
                 "preprocessing and classes; a directory would."
             )
-        if model.norm_epsilon != DenseNet.norm_epsilon:
+        if lost:
             print(
-                f"The norms' epsilon is {model.norm_epsilon}, which PyTorch "
-                f"files do not hold: torchvision's is {DenseNet.norm_epsilon}."
+                f"{target.name} does not hold {_join(values, lost)}: who loads "
+                "it has to give that again, as --override."
             )
     print(f"Wrote {target}")
+
+
+def _join(values, names):
+    return ", ".join(f"{name}={values[name]!r}" for name in names)
 
 
 def _import(name, purpose):
@@ -109,10 +125,17 @@ def _verify(source: str, model: DenseNet, variables) -> None:
         theirs = net(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     ours = jax.jit(model.apply)(variables, jnp.asarray(images))
     difference = np.abs(theirs - ours).max()
+    # What no tensor tells torchvision's module was told here.
+    verdict = "Compared" if guesses(model, {}) else "Verified"
     print(
-        f"Verified for 4 random images: logits are within {difference:.1e} "
+        f"{verdict} for 4 random images: logits are within {difference:.1e} "
         f"(the largest is {np.abs(theirs).max():.1e}) of torchvision's module, "
         f"{checked}."
+        + (
+            " What is said above to be assumed is not verified."
+            if verdict == "Compared"
+            else ""
+        )
     )
     if not difference <= _TOLERANCE * np.abs(theirs).max():
         raise ValueError("The logits differ: nothing was written.")
@@ -154,6 +177,13 @@ def _torchvision_net(model: DenseNet, kernel: jax.Array):
         raise ValueError(
             "--verify cannot compare: torchvision's DenseNet has bottlenecks "
             "and a compression of 0.5."
+        )
+    lost = export.unsaid(model.clone(norm_epsilon=DenseNet.norm_epsilon))
+    lost += ["stem"] if model.stem == "deep" else []
+    if lost:
+        raise ValueError(
+            "--verify cannot compare: torchvision's DenseNet has another "
+            f"{' and '.join(lost)}."
         )
     size, _, channels, features = kernel.shape
     net = torchvision.models.DenseNet(

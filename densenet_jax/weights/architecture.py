@@ -4,12 +4,15 @@ import collections
 import contextlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from densenet_jax.models import geometry
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import Shape, compressed, tensor_shapes
+from densenet_jax.models.options import BLUR_POOLS
+from densenet_jax.models.variants import VARIANTS
 
 
 def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
@@ -28,13 +31,14 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
     if "conv0/kernel" not in shapes:
         raise ValueError("The stem's convolution (conv0/kernel) is missing.")
     stem = shapes["conv0/kernel"]
-    stems = {(7, 7): "imagenet", (3, 3): "cifar"}
-    if len(stem) != 4 or stem[:2] not in stems or not stem[2]:
+    if len(stem) != 4 or stem[:2] not in ((7, 7), (3, 3)) or not stem[2]:
         raise ValueError(
             f"conv0/kernel is {list(stem)}, expected [height, width, in, out] "
-            "with height and width 7 (for ImageNet) or 3 (for CIFAR), and "
-            "one or more channels in."
+            "with height and width 7 (for ImageNet) or 3 (for CIFAR, or a "
+            "stem of three convolutions), and one or more channels in."
         )
+    kind = "imagenet" if stem[0] == 7 else "cifar"
+    kind = "deep" if "conv1/kernel" in shapes else kind
     block_layers = _block_layers(shapes)
     if not block_layers or not all(block_layers):
         raise ValueError(f"Dense layers are missing: blocks {block_layers}.")
@@ -52,9 +56,10 @@ def infer_architecture(shapes: Mapping[str, Shape]) -> dict:
 
     def attributes(growth_rate, width):
         return {
-            "stem": stems[stem[:2]],
+            "stem": kind,
             "stem_norm": norms_stem,
-            **_widths(shapes, block_layers, growth_rate, width),
+            "blur_pool": _likely_blur(kind, block_layers, growth_rate),
+            **_widths(shapes, kind, block_layers, growth_rate, width),
             "num_classes": _size(
                 shapes,
                 [("classifier/kernel", -1), ("classifier/bias", 0)],
@@ -87,6 +92,14 @@ def fits(shapes: Mapping[str, Shape]) -> bool:
     }
 
 
+def _likely_blur(stem, block_layers, growth_rate) -> str:
+    """Where a net blurs: as the published one with tensors of these shapes."""
+    published = VARIANTS["densenetblur121d"]
+    found = dict(stem=stem, block_layers=block_layers, growth_rate=growth_rate)
+    same = all(published[name] == value for name, value in found.items())
+    return published["blur_pool"] if same else DenseNet.blur_pool
+
+
 def _by_block(rates, block_layers) -> tuple[int, ...]:
     """One growth rate a block where its layers agree; else one a layer."""
     split = geometry.growth_rates(block_layers, tuple(rates))
@@ -106,10 +119,11 @@ def _explains(attributes, shapes) -> bool:
     )
 
 
-def _widths(shapes, block_layers, growth_rate, width) -> dict:
+def _widths(shapes, stem, block_layers, growth_rate, width) -> dict:
     """What the numbers of channels tell, given the growth rate.
 
     Args:
+      stem: as of `DenseNet`.
       width: channels of the first layer's bottleneck; 0 without.
     """
     rates = geometry.growth_rates(block_layers, growth_rate)
@@ -119,14 +133,79 @@ def _widths(shapes, block_layers, growth_rate, width) -> dict:
             f"The 1x1 convolutions make {width} channels, which is no "
             f"multiple of the growth rate {first}."
         )
-    stem_features = _entry_width(shapes, 1, "conv0/kernel")
+    widths = _stem_widths(shapes, stem)
+    stem_features = widths[-1] if set(widths[:-1]) <= {first} else widths
     return {
         "block_layers": block_layers,
         "growth_rate": growth_rate,
-        "compression": _compression(shapes, rates, stem_features),
+        "compression": _compression(shapes, rates, widths[-1]),
         "bottleneck_width": width // first,
         "stem_features": None if stem_features == 2 * first else stem_features,
     }
+
+
+def _stem_widths(shapes, stem) -> tuple[int, ...]:
+    """The channels that each convolution of the stem makes."""
+    last = 2 if stem == "deep" else 0
+    inner = [
+        _size(
+            shapes,
+            [
+                (f"conv{i}/kernel", -1),
+                (f"norm{i}/scale", 0),
+                (f"norm{i}/mean", 0),
+                (f"conv{i + 1}/kernel", -2),
+            ],
+        )
+        for i in range(last)
+    ]
+    return *inner, _entry_width(shapes, 1, f"conv{last}/kernel")
+
+
+def guesses(model: DenseNet, told: Mapping[str, Any]) -> list[str]:
+    """What was assumed of a net's stem because no tensor shows it.
+
+    Args:
+      model: as its tensors tell.
+      told: the attributes that something else tells (see `Layout.told`).
+
+    Returns:
+      One sentence on each guess, with the attributes that say otherwise.
+    """
+    found = []
+    # Without a norm it is the paper's stem for CIFAR.
+    if model.stem == "cifar" and model.stem_norm:
+        if "stem_stride" not in told:
+            found.append(
+                "A 3x3 stem may have stride 2, which no tensor shows: 1 is "
+                "assumed; stem_stride=2 says otherwise."
+            )
+        if "stem_pool" not in told:
+            found.append(
+                "A 3x3 stem may keep its 3x3 max pool, which no tensor shows: "
+                "none is assumed; stem_pool=True says otherwise."
+            )
+    if model.stem == "deep" and "blur_pool" not in told:
+        others = [v for v in BLUR_POOLS if v != model.blur_pool]
+        found.append(
+            "A net with a deep stem may blur where it pools, as timm's "
+            "densenetblur121d, which no tensor shows: "
+            f"blur_pool={model.blur_pool!r} is assumed; "
+            f"{' or '.join(f'blur_pool={v!r}' for v in others)} say otherwise."
+        )
+    return found
+
+
+def plainest(model: DenseNet) -> DenseNet:
+    """The same net, with None for what its kind of stem has anyway."""
+    for name, value_of in (
+        ("stem_stride", geometry.stem_stride),
+        ("stem_pool", geometry.has_stem_pool),
+    ):
+        plain = model.clone(**{name: None})
+        if value_of(plain) == value_of(model):
+            model = plain
+    return model
 
 
 def newest_first_channels(model: DenseNet) -> dict[str, np.ndarray]:

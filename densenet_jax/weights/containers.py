@@ -122,6 +122,7 @@ def _open_torch(loaded, prefix):
         (*remarks, *found.remarks),
         attributes=found.attributes,
         description=found.description,
+        modules=found.modules,
         ordered=True,
     )
 

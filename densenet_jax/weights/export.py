@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from densenet_jax.files import replacing
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
+from densenet_jax.models.options import unseen_differences
 from densenet_jax.runs.description import Description
 from densenet_jax.weights import config_json
 from densenet_jax.weights.architecture import infer_architecture
@@ -27,8 +28,8 @@ def save_torch(variables: Mapping, path: str | Path) -> None:
     `torchvision.models.densenet121().load_state_dict(
     safetensors.torch.load_file("densenet.safetensors"))` takes it as it is, if
     the net is a densenet121; `load_pretrained` gives the same variables back.
-    What tensors do not show, as the norms' epsilon, is not in the file:
-    `save_pretrained` keeps it.
+    What the names do not say is not in the file (see `unsaid`), as the norms'
+    epsilon: `save_pretrained` keeps it. Deep stems have timm's names.
 
     Args:
       variables: {'params', 'batch_stats'} of a `DenseNet`.
@@ -158,8 +159,20 @@ def as_torch(tensors: Mapping[str, np.ndarray]) -> dict:
     return {name: torch.from_numpy(x.copy()) for name, x in tensors.items()}
 
 
+def unsaid(model: DenseNet) -> list[str]:
+    """The attributes of a net that its file in torchvision's names loses.
+
+    They are those with another value in the net that the file is read as.
+    """
+    read = DenseNet(**infer_architecture(tensor_shapes(model, 3)))
+    return unseen_differences(model, read)
+
+
 def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
-    """The state dict of torchvision's DenseNet, as numpy arrays.
+    """The state dict of torchvision's or, of a deep stem, timm's DenseNet.
+
+    Returns:
+      numpy arrays by name.
 
     Raises:
       ValueError: variables are not those of a DenseNet.

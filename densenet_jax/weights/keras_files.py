@@ -45,11 +45,14 @@ def open_h5(source: str | Path | IO[bytes]) -> TensorFile:
     """
     import h5py  # Only Keras files need it.
 
-    tensors = {}
+    tensors, modules = {}, set()
 
     def visit(name, item):
         # Links are not followed by visititems.
-        if name.startswith("optimizer") or isinstance(item, h5py.Group):
+        if name.startswith("optimizer"):
+            return
+        if isinstance(item, h5py.Group):
+            modules.add(name)
             return
         # Keras writes its weights contiguously, into the file itself.
         if (
@@ -71,7 +74,12 @@ def open_h5(source: str | Path | IO[bytes]) -> TensorFile:
     _guarded(file.visititems, visit)
     named = not any(name.startswith("layers/") for name in tensors)
     ordered = None if named else _in_order(tensors)
-    return TensorFile(ordered or tensors, "keras", ordered=bool(ordered))
+    return TensorFile(
+        ordered or tensors,
+        "keras",
+        ordered=bool(ordered),
+        modules=frozenset(modules),
+    )
 
 
 def _in_order(

@@ -91,6 +91,8 @@ def recognise_layers(layers: Sequence[Layer]) -> Recognised:
     shapes = dict(map(_our_shape, tensors.items()))
     attributes = infer_architecture(shapes)
     attributes["norm_epsilon"] = _epsilon(with_tensors)
+    # No guesses: what follows compares them with the file's layers.
+    attributes |= dict(stem_stride=None, stem_pool=None, blur_pool="none")
     complete = any(layer.kind.endswith("pool") for layer in layers)
     expected = list(_expected(DenseNet(**attributes), shapes))
     if not complete:

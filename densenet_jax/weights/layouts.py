@@ -7,9 +7,22 @@ a table to LAYOUTS.
 
 import dataclasses
 import re
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class Sign(NamedTuple):
+    """What a module without tensors tells of the net.
+
+    Attributes:
+      module: a pattern that fits its whole name.
+      present, absent: attributes of the net where there is such a module, and
+        where there is none.
+    """
+
+    module: str
+    present: Mapping[str, Any]
+    absent: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +38,9 @@ class Layout:
       first_layer: what the first layer's number (the group `layer`) is.
       newest_first: whether a layer reads the newest features first; here it
         reads the oldest first.
-      norm_epsilon: that the framework's nets have.
+      attributes: of `DenseNet`, that nets of these names have, and that their
+        tensors do not show.
+      signs: what changes these attributes, in files that name all modules.
     """
 
     name: str
@@ -33,7 +48,8 @@ class Layout:
     first_block: int = 1
     first_layer: int = 1
     newest_first: bool = False
-    norm_epsilon: float = 1e-5
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    signs: tuple[Sign, ...] = ()
 
     def our_module(self, module: str) -> str | None:
         """The path of a module in our tree; None if no rule fits."""
@@ -49,15 +65,25 @@ class Layout:
                 return path.format(**groups)
         return None
 
+    def told(self, modules: Iterable[str] = ()) -> dict[str, Any]:
+        """The attributes of a net that the names in its file tell.
 
-# Of keras.applications.
-KERAS_EPSILON = 1.001e-5
+        Args:
+          modules: the names of all modules, also of those without tensors; none
+            where a file does not name these.
+        """
+        found, modules = dict(self.attributes), list(modules)
+        for module, present, absent in self.signs if modules else ():
+            fits = any(re.fullmatch(module, name) for name in modules)
+            found |= present if fits else absent
+        return found
+
 
 _HEAD = r"(?:classifier|fc|linear|head)(?:\.\d+)?"
 _LAYER = "denseblock{block}/denselayer{layer}/{kind}{n}"
 _TORCHVISION = {
     # People save the features alone too.
-    r"(?:features\.)?(?P<name>conv0|norm0|norm5)": "{name}",
+    r"(?:features\.)?(?P<name>(?:conv|norm)[0-2]|norm5)": "{name}",
     # norm1 in memory, norm.1 in the published files.
     r"(?:features\.)?denseblock(?P<block>\d+)\.denselayer(?P<layer>\d+)"
     r"\.(?P<kind>norm|conv)\.?(?P<n>[12])": _LAYER,
@@ -66,23 +92,63 @@ _TORCHVISION = {
     ),
     _HEAD: "classifier",
 }
+_TORCHVISION_SIGNS = (
+    Sign(r"(?:.*\.)?pool0", {}, {"stem_pool": False}),
+    # A max pool and timm's blur.
+    Sign(
+        r"(?:.*\.)?pool0\.1",
+        {"blur_pool": "stem", "stem_pool": True},
+        {"blur_pool": "none"},
+    ),
+)
 
-_CIFAR_BLOCKS = {
-    "conv1": "conv0",
-    r"dense(?P<block>\d+)\.(?P<layer>\d+)\.conv(?P<n>[12])": (
-        "denseblock{block}/denselayer{layer}/conv{n}"
-    ),
-    r"dense(?P<block>\d+)\.(?P<layer>\d+)\.bn(?P<n>[12])": (
-        "denseblock{block}/denselayer{layer}/norm{n}"
-    ),
-    "bn": "norm5",
-    _HEAD: "classifier",
-}
+
+def _with_bn(
+    layer: str, transition: str, stem: str, n: str = ""
+) -> dict[str, str]:
+    """The rules of PyTorch nets whose norms are named bn."""
+    path = "denseblock{block}/denselayer{layer}"
+    return {
+        stem: "conv0",
+        rf"{layer}\.conv(?P<n>[12])": path + "/conv{n}",
+        rf"{layer}\.bn(?P<n>[12])": path + "/norm{n}",
+        rf"{transition}\.bn{n}": "transition{block}/norm",
+        rf"{transition}\.conv{n}": "transition{block}/conv",
+        "bn": "norm5",
+        _HEAD: "classifier",
+    }
+
+
+def _keras(layer: str, first_norm: int, transition: str) -> dict[str, str]:
+    """The rules of Keras nets, which differ in these patterns."""
+    path = "denseblock{block}/denselayer{layer}"
+    rules = {
+        # Keras 2 wrote conv1/conv, Keras 3 writes conv1_conv.
+        "conv1[_/]conv": "conv0",
+        "conv1[_/]bn": "norm0",
+        rf"{layer}_{first_norm}_bn": f"{path}/norm1",
+        rf"{layer}_{first_norm + 1}_bn": f"{path}/norm2",
+        rf"{layer}_(?P<n>[12])_conv": path + "/conv{n}",
+        rf"{transition}(?P<block>\d+)_bn": "transition{block}/norm",
+        rf"{transition}(?P<block>\d+)_conv": "transition{block}/conv",
+        "bn": "norm5",
+        "predictions": "classifier",
+    }
+    return {rf"(?:.*/)?{name}": path for name, path in rules.items()}
+
+
+KERAS_EPSILON = 1.001e-5
+_KERAS_SIGNS = (
+    Sign(r"(?:.*/)?zero_padding2d(?:_\d+)?", {"stem_padding": "explicit"}, {}),
+)
+
+# Known CIFAR nets, whose stems are the paper's.
+_STEM_AS_ITS_KIND = {"stem_pool": None, "stem_stride": None}
 
 OURS = Layout(
     "this project",
     {
-        r"(?P<path>conv0|norm0|norm5|classifier"
+        r"(?P<path>(?:conv|norm)[0-2]|norm5|classifier"
         r"|denseblock\d+/denselayer\d+/(?:norm|conv)[12]"
         r"|denseblock\d+/denselayer\d+/se/(?:squeeze|excite)"
         r"|transition\d+/(?:norm|conv))": "{path}"
@@ -91,10 +157,11 @@ OURS = Layout(
 
 LAYOUTS = (
     OURS,
-    Layout("torchvision and timm", _TORCHVISION),
+    Layout("torchvision and timm", _TORCHVISION, signs=_TORCHVISION_SIGNS),
     Layout(
         "efficient_densenet_pytorch (gpleiss)",
         {r"(?:features\.)?norm_final": "norm5", **_TORCHVISION},
+        signs=_TORCHVISION_SIGNS,
     ),
     Layout(
         "MONAI",
@@ -104,70 +171,59 @@ LAYOUTS = (
             r"class_layers\.out": "classifier",
             **_TORCHVISION,
         },
+        signs=_TORCHVISION_SIGNS,
     ),
     Layout(
         "CIFAR net with bn and fc",
-        {
-            "conv0": "conv0",
-            r"features\.denseblock(?P<block>\d+)\.block\.(?P<layer>\d+)"
-            r"\.conv(?P<n>[12])": (
-                "denseblock{block}/denselayer{layer}/conv{n}"
-            ),
-            r"features\.denseblock(?P<block>\d+)\.block\.(?P<layer>\d+)"
-            r"\.bn(?P<n>[12])": "denseblock{block}/denselayer{layer}/norm{n}",
-            r"features\.transition(?P<block>\d+)\.bn": (
-                "transition{block}/norm"
-            ),
-            r"features\.transition(?P<block>\d+)\.conv": (
-                "transition{block}/conv"
-            ),
-            "bn": "norm5",
-            _HEAD: "classifier",
-        },
+        _with_bn(
+            r"features\.denseblock(?P<block>\d+)\.block\.(?P<layer>\d+)",
+            r"features\.transition(?P<block>\d+)",
+            stem="conv0",
+        ),
         first_layer=0,
+        attributes=_STEM_AS_ITS_KIND,
     ),
     Layout(
         "pytorch-cifar (kuangliu)",
-        {
-            **_CIFAR_BLOCKS,
-            r"trans(?P<block>\d+)\.bn": "transition{block}/norm",
-            r"trans(?P<block>\d+)\.conv": "transition{block}/conv",
-        },
+        _with_bn(
+            r"dense(?P<block>\d+)\.(?P<layer>\d+)",
+            r"trans(?P<block>\d+)",
+            stem="conv1",
+        ),
         first_layer=0,
         newest_first=True,
+        attributes=_STEM_AS_ITS_KIND,
     ),
     Layout(
         "pytorch-classification (bearpaw)",
-        {
-            **_CIFAR_BLOCKS,
-            r"trans(?P<block>\d+)\.bn1": "transition{block}/norm",
-            r"trans(?P<block>\d+)\.conv1": "transition{block}/conv",
-        },
+        _with_bn(
+            r"dense(?P<block>\d+)\.(?P<layer>\d+)",
+            r"trans(?P<block>\d+)",
+            stem="conv1",
+            n="1",
+        ),
         first_layer=0,
+        attributes=_STEM_AS_ITS_KIND,
     ),
     Layout(
         "Keras applications",
-        {
-            # Keras 2 wrote conv1/conv, Keras 3 writes conv1_conv.
-            r"(?:.*/)?conv1[_/]conv": "conv0",
-            r"(?:.*/)?conv1[_/]bn": "norm0",
-            r"(?:.*/)?conv(?P<block>\d+)_block(?P<layer>\d+)_0_bn": (
-                "denseblock{block}/denselayer{layer}/norm1"
-            ),
-            r"(?:.*/)?conv(?P<block>\d+)_block(?P<layer>\d+)_1_bn": (
-                "denseblock{block}/denselayer{layer}/norm2"
-            ),
-            r"(?:.*/)?conv(?P<block>\d+)_block(?P<layer>\d+)"
-            r"_(?P<n>[12])_conv": (
-                "denseblock{block}/denselayer{layer}/conv{n}"
-            ),
-            r"(?:.*/)?pool(?P<block>\d+)_bn": "transition{block}/norm",
-            r"(?:.*/)?pool(?P<block>\d+)_conv": "transition{block}/conv",
-            r"(?:.*/)?bn": "norm5",
-            r"(?:.*/)?predictions": "classifier",
-        },
+        _keras(r"conv(?P<block>\d+)_block(?P<layer>\d+)", 0, "pool"),
         first_block=2,
-        norm_epsilon=KERAS_EPSILON,
+        attributes={"norm_epsilon": KERAS_EPSILON, "stem_padding": "explicit"},
+    ),
+    Layout(
+        "KerasCV",
+        _keras(r"conv(?P<block>\d+)_block_(?P<layer>\d+)", 0, "pool"),
+        first_block=2,
+        first_layer=0,
+        attributes={"norm_epsilon": KERAS_EPSILON, "stem_padding": "same"},
+        signs=_KERAS_SIGNS,
+    ),
+    Layout(
+        "KerasHub",
+        _keras(r"stack(?P<block>\d+)_block(?P<layer>\d+)", 1, "transition"),
+        attributes={"norm_epsilon": KERAS_EPSILON, "stem_padding": "same"},
+        signs=_KERAS_SIGNS,
     ),
 )
 
@@ -222,41 +278,3 @@ def as_torch(leaf: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         "moving_variance": "running_var",
     }
     return keras.get(leaf, leaf), shape
-
-
-def read_mapping(path: str | Path) -> Layout:
-    r"""A layout from a TOML file, for nets that follow no table here.
-
-    The keys are `Layout`'s; patterns are tried on the names in the file as they
-    are:
-
-        first_layer = 0
-        [rules]
-        'stem\.conv' = 'conv0'
-        'auxiliary' = ''  (left out; tensors outside of modules: '' = '')
-        'b(?P<block>\d+)\.l(?P<layer>\d+)\.(?P<kind>norm|conv)(?P<n>[12])' =
-            'denseblock{block}/denselayer{layer}/{kind}{n}'  (in one line)
-
-    Raises:
-      ValueError: not such a file.
-    """
-    try:
-        content = tomllib.loads(Path(path).read_text())
-        layout = Layout(name=str(path), **content)
-        for field in dataclasses.fields(Layout):
-            if field.name in content and field.name != "rules":
-                kind = type(field.default)
-                if not isinstance(content[field.name], kind):
-                    raise TypeError(f"{field.name} must be {kind.__name__}")
-        for pattern, place in layout.rules.items():
-            groups = re.compile(pattern).groupindex
-            place.format(**dict.fromkeys(groups, 1))
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        re.error,
-    ) as error:
-        raise ValueError(f"{path} is no mapping of names: {error}") from error
-    return layout

@@ -14,14 +14,17 @@ from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
 from densenet_jax.runs.description import Description
-from densenet_jax.weights import hub, layouts
+from densenet_jax.weights import hub
 from densenet_jax.weights.architecture import (
     fits,
+    guesses,
     infer_architecture,
     newest_first_channels,
+    plainest,
 )
 from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.labels import recognise_labels
+from densenet_jax.weights.mapping import read_mapping
 from densenet_jax.weights.names import Problems, recognise
 from densenet_jax.weights.state_dicts import listed
 from densenet_jax.weights.values import adapt_stem, read, to_tree
@@ -52,7 +55,7 @@ class Reading:
     """How a file is read, where it does not tell by itself.
 
     Attributes:
-      mapping: a file for `layouts.read_mapping`, places for names beside those
+      mapping: a file for `mapping.read_mapping`, places for names beside those
         of the known layouts.
       prefix: the key of a wrapper, or what the names of the net's tensors
         begin with, where a file holds several nets.
@@ -143,7 +146,7 @@ def load_weights(
 def _load(path, num_classes, in_channels, reading, seed):
     found, named = hub.resolve(path)
     file = open_tensors(found, prefix=reading.prefix)
-    mapping = reading.mapping and layouts.read_mapping(reading.mapping)
+    mapping = reading.mapping and read_mapping(reading.mapping)
     layout, placed, problems, heads, remarks, changes = recognise(
         file,
         fits,
@@ -160,8 +163,9 @@ def _load(path, num_classes, in_channels, reading, seed):
         model = _model(
             {target: tensor.shape for target, tensor in placed.items()},
             file,
-            layout.norm_epsilon,
+            layout,
             reading.overrides,
+            changes,
         )
     except ValueError as error:
         raise ValueError(f"{error}{_listed(problems)}") from error
@@ -214,28 +218,29 @@ def _headless(file, heads) -> str:
     )
 
 
-def _model(shapes, file, norm_epsilon, overrides) -> DenseNet:
+def _model(shapes, file, layout, overrides, changes) -> DenseNet:
     """The model of a file: as it states, or else as its tensors' shapes tell.
 
     Args:
       shapes: path in our parameter tree -> shape in our layout.
       file: of weights.
-      norm_epsilon: where the file states none.
+      layout: of its names, which may tell what no tensor does.
       overrides: what the user states.
+      changes: where guesses are added.
     """
     if file.network is not None:
         head = shapes.get("classifier/kernel")
         classes = {"num_classes": head[-1]} if head else {}
         return make_model(file.network, **(classes | dict(overrides)))
-    attributes = infer_architecture(shapes) | {"norm_epsilon": norm_epsilon}
-    attributes |= file.attributes
     unknown = overrides.keys() - {f.name for f in dataclasses.fields(DenseNet)}
     if unknown:
         raise ValueError(
-            f"overrides has {', '.join(sorted(unknown))}: no such attributes "
-            "of a DenseNet."
+            f"overrides: a DenseNet has no attribute {listed(unknown)}."
         )
-    return DenseNet(**(attributes | dict(overrides)))
+    told = layout.told(file.modules) | file.attributes | dict(overrides)
+    model = DenseNet(**(infer_architecture(shapes) | told))
+    changes += guesses(model, told)
+    return plainest(model)
 
 
 def _check(placed, expected, problems, model, new_head) -> None:
@@ -280,10 +285,15 @@ def describe(model: DenseNet) -> str:
         "stem",
         "stem_norm",
         "stem_features",
+        "stem_stride",
+        "stem_pool",
+        "stem_padding",
+        "blur_pool",
         "num_classes",
         "norm",
         "norm_groups",
         "norm_epsilon",
         "activation",
     )
-    return ", ".join(f"{name}={getattr(model, name)}" for name in names)
+    values = {name: getattr(model, name) for name in names}
+    return ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)

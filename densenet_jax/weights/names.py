@@ -80,7 +80,7 @@ def recognise(
         raise ValueError(
             "The names follow no known layout, and the order of the layers "
             f"does not tell them apart: {error} Write their names into a "
-            "mapping file (see densenet_jax.weights.layouts.read_mapping), "
+            "mapping file (see densenet_jax.weights.mapping.read_mapping), "
             "for --mapping=FILE."
         ) from error
 
@@ -148,7 +148,8 @@ def _by_table(names, mapping, prefix, num_classes, remarks, changes):
     elif own:
         layout = _extended(layout, mapping)
     inside = [m for m in rest if m.startswith(start)]
-    if not own and (not modules or 2 * len(modules) < len(inside)):
+    blocks = any(path.startswith("denseblock") for path in modules.values())
+    if not own and (not blocks or 2 * len(modules) < len(inside)):
         return None
     modules |= own
     heads = find_heads(names, rest, modules, start, layout)
@@ -214,13 +215,11 @@ def _starts(module):
 
 def _extended(layout, mapping):
     """A known layout with what a mapping says beside its rules."""
-    stated = {
-        field.name: getattr(mapping, field.name)
-        for field in dataclasses.fields(Layout)
-        if field.name in ("newest_first", "norm_epsilon")
-        and getattr(mapping, field.name) != field.default
-    }
-    return dataclasses.replace(layout, **stated)
+    return dataclasses.replace(
+        layout,
+        newest_first=mapping.newest_first or layout.newest_first,
+        attributes=layout.attributes | mapping.attributes,
+    )
 
 
 def _say(layout, mapping, start, remarks, changes):
@@ -282,6 +281,10 @@ def _by_structure(names, remarks) -> Recognised:
         "check the outputs."
     ]
     placed, problems = _place(names, modules, [], changes)
-    epsilon = layouts.KERAS_EPSILON if file.container == "keras" else 1e-5
-    layout = Layout("order and shapes", {}, norm_epsilon=epsilon)
+    keras = {"norm_epsilon": layouts.KERAS_EPSILON}
+    layout = Layout(
+        "order and shapes",
+        {},
+        attributes=keras if file.container == "keras" else {},
+    )
     return Recognised(layout, placed, problems, [], remarks, changes)

@@ -47,12 +47,14 @@ class Found(NamedTuple):
       remarks: how they were found, and what was left out.
       attributes: of the model, where a module's own attributes tell.
       description: of the net, as far as the file states it.
+      modules: the names of all modules, where they are known.
     """
 
     tensors: dict[str, Tensor]
     remarks: list[str]
     attributes: dict[str, Any]
     description: Description
+    modules: frozenset[str]
 
 
 def find(tree: Any, prefix: str | None = None) -> Found:
@@ -97,7 +99,8 @@ def find(tree: Any, prefix: str | None = None) -> Found:
     if isinstance(tree, dict) and (found := classes([*tree.values()])):
         remarks.append(f"Objects in the file were not built: {listed(found)}.")
     description = Description(class_names=_class_names(tree, chosen, tensors))
-    return Found(tensors, remarks, attributes, description)
+    modules = _module_names(chosen)
+    return Found(tensors, remarks, attributes, description, modules)
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -202,6 +205,14 @@ def _named_tensors(value: Any) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, rest
 
 
+def _module_names(chosen: Any) -> frozenset[str]:
+    """Of a module, or as PyTorch keeps them beside a state dict."""
+    if isinstance(chosen, Placeholder):
+        return frozenset(path.rstrip(".") for path, _ in _modules(chosen))
+    metadata = _dict(_dict(getattr(chosen, "state", None)).get("_metadata"))
+    return frozenset(name for name in metadata if isinstance(name, str))
+
+
 def _modules(module: Placeholder) -> Iterator[tuple[str, Placeholder]]:
     """A module and all below it, each with its path and a dot."""
     todo, count = [("", module)], 0
@@ -230,9 +241,11 @@ def _module_attributes(module: Placeholder) -> dict[str, Any]:
       ValueError: the modules differ where a `DenseNet` has one value, or have
         an activation that it has not.
     """
-    found = {"norm_epsilon": set(), "activation": set()}
-    for _, part in _modules(module):
+    found = {"norm_epsilon": set(), "activation": set(), "stem_stride": set()}
+    for path, part in _modules(module):
         kind = part.name.rpartition(".")[2]
+        if path.endswith("features.conv0."):
+            found["stem_stride"].update(part.state.get("stride", ()))
         if kind.startswith("BatchNorm") and "eps" in part.state:
             found["norm_epsilon"].add(part.state["eps"])
         if part.name.startswith("torch.nn.modules.activation."):

@@ -30,6 +30,8 @@ class TensorFile:
       network: the section `model` of the config of the run that it is.
       attributes: of the model, where the file states some of them.
       description: of the net, as far as the file states it.
+      modules: the names of all modules, also of those without tensors; empty
+        where the container does not name these.
       ordered: whether the order of the tensors is that of the layers.
     """
 
@@ -40,4 +42,5 @@ class TensorFile:
     network: Mapping[str, Any] | None = None
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: Description = dataclasses.field(default_factory=Description)
+    modules: frozenset[str] = frozenset()
     ordered: bool = False

@@ -110,8 +110,14 @@ class Tensor:
         )
 
 
+class Dict(dict):
+    """An OrderedDict; `state` is what is kept beside its items."""
+
+    state: Any = None
+
+
 def _empty_dict(*_):
-    return {}
+    return Dict()
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
@@ -284,8 +290,7 @@ class Interpreter:
             push(self._persistent(pop()))
         elif name == "BUILD":
             state = pop()
-            # Attributes of a dict (`_metadata`) are not needed.
-            if isinstance(self._stack[-1], Placeholder):
+            if isinstance(self._stack[-1], Placeholder | Dict):
                 self._stack[-1].state = state
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise ValueError(

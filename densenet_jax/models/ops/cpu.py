@@ -170,17 +170,19 @@ def _max_pool_forward(x, size, stride, padding):
     y = xla.max_pool(x, size, stride, padding)
     padded = jnp.pad(x, _borders(padding), constant_values=-jnp.inf)
     _, height, width, _ = y.shape
-    # Where in its window the maximum is; of several the first. (A NaN is
-    # nowhere: its gradient goes to the first place.)
+    # Where in its window the maximum is; of several the first. To look for y
+    # in x would miss it where a fusion recomputes x and rounds it otherwise.
+    largest = jnp.full(y.shape, -jnp.inf, y.dtype)
     index = jnp.zeros(y.shape, np.min_scalar_type(size * size))
-    for place in reversed(range(size * size)):
+    for place in range(size * size):
         row, column = divmod(place, size)
         found = padded[
             :,
             _every(stride, row, height),
             _every(stride, column, width),
         ]
-        index = jnp.where(found == y, index.dtype.type(place), index)
+        index = jnp.where(found > largest, index.dtype.type(place), index)
+        largest = jnp.maximum(largest, found)
     return y, (index, x.shape)
 
 
