@@ -86,7 +86,7 @@ def test_convert_to_a_checkpoint_and_back(run, tmp_path):
 
     output = run("convert", tmp_path / "run", tmp_path / "net.safetensors")
     assert "step 0" in output
-    assert "epsilon is 1.001e-05, which PyTorch files do not hold" in output
+    assert "does not hold norm_epsilon=1.001e-05" in output
     assert not same(source, tmp_path / "net.safetensors")
 
 
