@@ -15,10 +15,11 @@ from densenet_jax import save_torch
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.variants import create_model
-from densenet_jax.weights.architecture import guesses, infer_architecture
+from densenet_jax.weights.architecture import infer_architecture
 from densenet_jax.weights.export import unsaid
 from densenet_jax.weights.layouts import LAYOUTS
 from densenet_jax.weights.load import load_weights
+from densenet_jax.weights.unshown import guesses
 from tests.random_variables import random_variables
 
 GOLDEN = Path(__file__).parent / "data" / "stems"

@@ -471,6 +471,17 @@ def test_keras_layers_without_names(tmp_path):
     assert "recognised by their order" in loaded.changes[0]
 
 
+@pytest.mark.parametrize(("axes", "said"), [(1, "signals"), (3, "volumes")])
+def test_nets_for_other_than_images(tmp_path, state_dict, axes, said):
+    path = tmp_path / "net.safetensors"
+    kernels = {n: x for n, x in state_dict.items() if x.ndim == 4}
+    for name, kernel in kernels.items():
+        size = kernel.shape[2:3] * axes
+        state_dict[name] = np.ones((*kernel.shape[:2], *size), np.float32)
+    save_file(state_dict, path)
+    refused(path, f"The net reads {said}")
+
+
 # What no tensor tells.
 
 

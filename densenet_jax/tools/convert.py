@@ -24,7 +24,7 @@ from densenet_jax.models.geometry import min_image_size
 from densenet_jax.runs.description import to_config
 from densenet_jax.tools import command
 from densenet_jax.weights import config_json, export, load, state_dicts
-from densenet_jax.weights.architecture import guesses
+from densenet_jax.weights.unshown import guesses
 
 # Attributes that a file in torchvision's names may lack.
 _SAID = (

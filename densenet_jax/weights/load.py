@@ -15,18 +15,17 @@ from densenet_jax.models.options import TORCH_LINEAR_INIT
 from densenet_jax.runs.config import make_model
 from densenet_jax.runs.description import Description
 from densenet_jax.weights import hub
-from densenet_jax.weights.architecture import (
-    fits,
-    guesses,
-    infer_architecture,
-    newest_first_channels,
-    plainest,
-)
+from densenet_jax.weights.architecture import fits, infer_architecture
 from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.labels import recognise_labels
 from densenet_jax.weights.mapping import read_mapping
 from densenet_jax.weights.names import Problems, recognise
 from densenet_jax.weights.state_dicts import listed
+from densenet_jax.weights.unshown import (
+    guesses,
+    newest_first_channels,
+    plainest,
+)
 from densenet_jax.weights.values import adapt_stem, read, to_tree
 
 _log = logging.getLogger(__name__)
