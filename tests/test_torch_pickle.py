@@ -11,7 +11,7 @@ import pytest
 from densenet_jax.weights import torch_files
 from densenet_jax.weights.containers import open_tensors
 from tests import torch_writer as writer
-from tests.torch_writer import Items, Raw, call, write
+from tests.torch_writer import Items, Raw, call, write, write_legacy
 
 
 @pytest.fixture
@@ -348,3 +348,65 @@ def test_numbers_beyond_any_size(path):
     )
     tree = {"a": writer.tensor(storage, 0, (1,) * 9, (1,) * 9, [])}
     refused(write(path, tree, edit=add_storage), "has 9 axes")
+
+
+# The format from before PyTorch 1.6; files that PyTorch wrote in it are read
+# in test_load.py.
+
+
+def test_the_old_format(path):
+    tree = {"m.weight": np.arange(6.0).reshape(2, 3), "epoch": 3}
+    write_legacy(path, tree)
+    read, _ = torch_files.load_legacy(path)
+    assert read["epoch"] == 3
+    np.testing.assert_array_equal(read["m.weight"].read(), tree["m.weight"])
+
+
+def test_a_view_in_the_old_format(path):
+    """Its offset counts from that of the view."""
+    storage = np.arange(12, dtype=np.float32)
+    view = ("0_view", 4, 6)
+    tree = {"a": writer.tensor(storage, 1, (2, 2), (2, 1), [], view)}
+    write_legacy(path, tree, storages=[storage])
+    read, _ = torch_files.load_legacy(path)
+    np.testing.assert_array_equal(read["a"].read(), [[5, 6], [7, 8]])
+    for view in (("v", 4, 4), ("v", 8, 6), ("v", -1, 6)):
+        tree = {"a": writer.tensor(storage, 1, (2, 2), (2, 1), [], view)}
+        write_legacy(path, tree, storages=[storage])
+        refused(path, "outside its storage|does not fit")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"keys": ["0"]}, "storages are not those"),
+        ({"keys": ["0", "0"]}, "storages are not those"),
+        ({"keys": ["0", "1", "2"]}, "storages are not those"),
+        ({"keys": [0, 1]}, "storages are not those"),
+        ({"counts": {"1": 5}}, "has 5 values, but 4 were declared"),
+        ({"counts": {"1": -4}}, "has -4 values, but 4 were declared"),
+        ({"more": b"\0"}, "1 bytes follow its last storage"),
+    ],
+)
+def test_an_old_file_that_contradicts_itself(path, wrong, said):
+    tree = {"a.weight": np.ones(3), "b.weight": np.ones(4)}
+    write_legacy(path, tree)
+    assert len(open_tensors(path).tensors) == 2
+    write_legacy(path, tree, **wrong)
+    refused(path, said)
+
+
+def test_a_truncated_old_file(path):
+    write_legacy(path, {"a.weight": np.ones(3)})
+    content = path.read_bytes()
+    for size in range(len(torch_files.LEGACY_MAGIC) + 1, len(content)):
+        path.write_bytes(content[:size])
+        refused(path, "truncated|damaged")
+
+
+def test_code_in_an_old_file(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = {"m.weight": np.ones(2), "evil": EVIL["builtins.eval"]}
+    write_legacy(path, tree)
+    assert "evil (builtins.eval)" in " ".join(open_tensors(path).remarks)
+    assert not (tmp_path / "ran").exists()

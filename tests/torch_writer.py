@@ -62,6 +62,34 @@ def write(path, tree, *, edit=None, compress=(), archive="archive"):
     return path
 
 
+def write_legacy(
+    path, tree, *, storages=None, keys=None, counts=None, more=b""
+):
+    """Writes tree as torch.save did before PyTorch 1.6.
+
+    Args:
+      storages: that instructions in tree refer to, in place of those of the
+        arrays in it.
+      keys: the keys that are written, in place of the storages'.
+      counts: key -> the count that is written, in place of the storage's.
+      more: bytes at the end.
+    """
+    found = []
+    program = _dump(tree, found)
+    storages = found if storages is None else storages
+    magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+    system = {"protocol_version": 1001, "little_endian": True}
+    keys = [str(i) for i in range(len(storages))] if keys is None else keys
+    pickles = [magic, _dump(1001, []), _dump(system, []), program]
+    pickles.append(_dump(keys, []))
+    content = b"".join(b"\x80\x02" + part + b"." for part in pickles)
+    for i, storage in enumerate(storages):
+        count = (counts or {}).get(str(i), storage.size)
+        content += struct.pack("<q", count) + storage.tobytes()
+    path.write_bytes(content + more)
+    return path
+
+
 def _global(module, name):
     return f"c{module}\n{name}\n".encode()
 
@@ -104,12 +132,17 @@ def _dump_tensor(array, storages):
     return tensor(array, 0, array.shape, strides, storages)
 
 
-def tensor(storage, offset, shape, strides, storages):
-    """The instructions for a view of a storage."""
+def tensor(storage, offset, shape, strides, storages, *view):
+    """The instructions for a view of a storage.
+
+    Args:
+      view: in the old format (key, offset, size) of a part of the storage, or
+        None.
+    """
     kind = Raw(_global("torch", _STORAGES[storage.dtype]))
     key = str(len(storages))
     storages.append(storage)
-    persistent = ("storage", kind, key, "cpu", storage.size)
+    persistent = ("storage", kind, key, "cpu", storage.size, *view)
     reference = Raw(_dump(persistent, []) + b"Q")
     hooks = call("collections", "OrderedDict")
     return call(
