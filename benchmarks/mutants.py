@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 _ROOT = Path(__file__).parents[1]
-_TIMEOUT = 900  # seconds: a fault that never ends is noticed
+_TIMEOUT = 1800  # seconds: a fault that never ends is noticed
 
 
 def read_faults(only: str) -> list[dict]:
