@@ -199,7 +199,7 @@ def test_no_architecture(tmp_path, state_dict):
     refused(path, r"conv0/kernel is \[5, 5, 3, 8\], expected .* 7 .* or 3")
     stem = {"features.conv0.weight": np.ones((8, 1, 7, 7, 7), np.float32)}
     save_with(**stem)
-    refused(path, r"conv0/kernel is \[8, 1, 7, 7, 7\]")
+    refused(path, "The net reads volumes")
 
     shapes = tensor_shapes(TINY.clone(block_layers=(2, 2, 2)), 3)
     shapes["transition2/conv/kernel"] = (1, 1, 16, 3)

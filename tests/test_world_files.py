@@ -284,6 +284,34 @@ def test_a_mapping_extends_the_known_names(tmp_path, variables, state_dict):
     assert_same(load_pretrained(path, mapping=mapping)[1], variables)
 
 
+def test_a_mapping_corrects_known_names(tmp_path):
+    """The order of concatenation, of names that do not tell it."""
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text(
+        "newest_first = false\nattributes = {norm_epsilon = 1e-3}\n[rules]\n"
+    )
+    path = GOLDEN / "newest_first.pth"
+    newest = load_weights(path)
+    oldest = load_weights(path, reading=Reading(mapping))
+    assert oldest.model == newest.model.clone(norm_epsilon=1e-3)
+    assert any("newest features first" in s for s in newest.changes)
+    assert not any("newest features first" in s for s in oldest.changes)
+    name = "denseblock1", "denselayer2", "norm1", "scale"
+    one, other = newest.variables["params"], oldest.variables["params"]
+    for key in name:
+        one, other = one[key], other[key]
+    assert sorted(one) == sorted(other)
+    assert (one != other).any()
+
+
+def test_a_prefix_that_no_name_has(tmp_path, state_dict):
+    path = tmp_path / "net.safetensors"
+    save_file(prefixed("model.", state_dict), path)
+    refused(
+        path, "begins with prefix='encoder.', but with model", prefix="encoder"
+    )
+
+
 # Names without a word for the net, and heads.
 
 

@@ -123,6 +123,7 @@ def _open_torch(loaded, prefix):
         attributes=found.attributes,
         description=found.description,
         modules=found.modules,
+        key=found.key,
         ordered=True,
     )
 

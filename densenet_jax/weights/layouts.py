@@ -37,7 +37,7 @@ class Layout:
       first_block: what the first block's number (the group `block`) is.
       first_layer: what the first layer's number (the group `layer`) is.
       newest_first: whether a layer reads the newest features first; here it
-        reads the oldest first.
+        reads the oldest first. None is no.
       attributes: of `DenseNet`, that nets of these names have, and that their
         tensors do not show.
       signs: what changes these attributes, in files that name all modules.
@@ -47,7 +47,7 @@ class Layout:
     rules: Mapping[str, str]
     first_block: int = 1
     first_layer: int = 1
-    newest_first: bool = False
+    newest_first: bool | None = None
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     signs: tuple[Sign, ...] = ()
 

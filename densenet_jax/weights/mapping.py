@@ -32,7 +32,8 @@ def read_mapping(path: str | Path) -> Layout:
         if epsilon is not None:
             layout.attributes["norm_epsilon"] = epsilon
         for key, default in vars(Layout("", {})).items():
-            if not isinstance(getattr(layout, key), type(default)):
+            kind = bool | None if key == "newest_first" else type(default)
+            if not isinstance(getattr(layout, key), kind):
                 raise TypeError(f"{key} must be {type(default).__name__}")
         create_model("densenet121", **layout.attributes)  # checks them
         for pattern, place in layout.rules.items():

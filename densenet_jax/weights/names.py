@@ -130,6 +130,12 @@ def _by_table(names, mapping, prefix, num_classes, remarks, changes):
         prefix = prefix and prefix.rstrip(".") + "."
         inside = [m for m in rest if m.startswith(prefix)]
         # The key of a wrapper is no part of the names.
+        if not inside and prefix.rstrip(".") != names.file.key:
+            starts = {m.partition(".")[0] for m in rest}
+            raise ValueError(
+                f"No tensor's name begins with prefix={prefix!r}, but with "
+                f"{listed(sorted(starts))}."
+            )
         rest = inside or rest
     layout, start, modules, twins = _best(rest)
     if twins:
@@ -145,7 +151,7 @@ def _by_table(names, mapping, prefix, num_classes, remarks, changes):
         remarks.append(f"Of several nets {start!r} was taken.")
     if own and not modules:
         layout = mapping
-    elif own:
+    elif mapping is not None and layout is not None:
         layout = _extended(layout, mapping)
     inside = [m for m in rest if m.startswith(start)]
     blocks = any(path.startswith("denseblock") for path in modules.values())
@@ -215,9 +221,12 @@ def _starts(module):
 
 def _extended(layout, mapping):
     """A known layout with what a mapping says beside its rules."""
+    newest_first = mapping.newest_first
     return dataclasses.replace(
         layout,
-        newest_first=mapping.newest_first or layout.newest_first,
+        newest_first=layout.newest_first
+        if newest_first is None
+        else newest_first,
         attributes=layout.attributes | mapping.attributes,
     )
 

@@ -48,6 +48,7 @@ class Found(NamedTuple):
       attributes: of the model, where a module's own attributes tell.
       description: of the net, as far as the file states it.
       modules: the names of all modules, where they are known.
+      key: under which the tensors lie.
     """
 
     tensors: dict[str, Tensor]
@@ -55,6 +56,7 @@ class Found(NamedTuple):
     attributes: dict[str, Any]
     description: Description
     modules: frozenset[str]
+    key: str
 
 
 def find(tree: Any, prefix: str | None = None) -> Found:
@@ -100,7 +102,7 @@ def find(tree: Any, prefix: str | None = None) -> Found:
         remarks.append(f"Objects in the file were not built: {listed(found)}.")
     description = Description(class_names=_class_names(tree, chosen, tensors))
     modules = _module_names(chosen)
-    return Found(tensors, remarks, attributes, description, modules)
+    return Found(tensors, remarks, attributes, description, modules, key)
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, Any]]:

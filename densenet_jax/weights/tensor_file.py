@@ -32,6 +32,7 @@ class TensorFile:
       description: of the net, as far as the file states it.
       modules: the names of all modules, also of those without tensors; empty
         where the container does not name these.
+      key: under which they lie in the file, where it holds more.
       ordered: whether the order of the tensors is that of the layers.
     """
 
@@ -43,4 +44,5 @@ class TensorFile:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: Description = dataclasses.field(default_factory=Description)
     modules: frozenset[str] = frozenset()
+    key: str = ""
     ordered: bool = False
