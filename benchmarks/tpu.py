@@ -72,7 +72,7 @@ def benchmark(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def plain_step(
-    built: experiment.Experiment, everywhere: jax.sharding.Sharding
+    built: experiment.Experiment, replicated: jax.sharding.Sharding
 ) -> Callable[..., Any]:
     """The experiment's training step with the plain port as its model."""
     if built.model.dropout_rate:
@@ -84,7 +84,7 @@ def plain_step(
     return jax.jit(
         functools.partial(step, model=plain_port(built.model)),
         donate_argnums=0,
-        out_shardings=everywhere,
+        out_shardings=replicated,
     )
 
 

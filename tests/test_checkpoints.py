@@ -87,9 +87,9 @@ def test_the_best_is_loaded_not_the_newest(tmp_path):
 def test_restores_where_asked(directory):
     before = _files(directory)
     checkpoints = Checkpoints(directory, rank, read_only=True)
-    everywhere = sharding.replicated(sharding.make_mesh())
+    replicated = sharding.replicated(sharding.make_mesh())
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         _state(),
     )
     restored = checkpoints.restore(2, abstract)

@@ -109,16 +109,16 @@ def test_accumulation_is_the_mean_over_parts():
     got, sums = _step(model, accumulate=2)(state, batch)
     # By hand: the parts are the even and the odd rows; batch_stats flow.
     stats, gradients = state.batch_stats, []
-    for part in (slice(0, None, 2), slice(1, None, 2)):
+    for microbatch in (slice(0, None, 2), slice(1, None, 2)):
 
-        def loss(params, stats=stats, part=part):
+        def loss(params, stats=stats, microbatch=microbatch):
             logits, updates = model.apply(
                 {"params": params, "batch_stats": stats},
-                batch["image"][part],
+                batch["image"][microbatch],
                 train=True,
                 mutable=["batch_stats"],
             )
-            each = cross_entropy(logits, batch["label"][part])
+            each = cross_entropy(logits, batch["label"][microbatch])
             return each.mean(), updates["batch_stats"]
 
         gradient, stats = jax.grad(loss, has_aux=True)(state.params)
@@ -185,7 +185,7 @@ def test_eval_step_uses_running_statistics_and_the_mask():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_mixed_images_have_the_loss_of_both_labels(accumulate):
-    """The mean over parts of share * CE(label) + (1 - share) * CE(other)."""
+    """The mean over microbatches of lam * CE(label) + (1 - lam) * CE(other)."""
     model, batch = _model(), _batch()
     batch["image"] = jnp.round(100 * jnp.abs(batch["image"])).astype(jnp.uint8)
     state = _state(model)
@@ -201,12 +201,12 @@ def test_mixed_images_have_the_loss_of_both_labels(accumulate):
     _, sums = run(state, batch)
     total, stats = 0.0, state.batch_stats
     for index in range(accumulate):
-        part = {name: x[index::accumulate] for name, x in batch.items()}
+        microbatch = {name: x[index::accumulate] for name, x in batch.items()}
         _, key = steps.random_keys(SEED, 0, index)
-        part = jax.device_get(preprocessing.augment(key, part))
+        microbatch = jax.device_get(preprocessing.augment(key, microbatch))
         logits, updates = model.apply(
             {"params": state.params, "batch_stats": stats},
-            part["image"],
+            microbatch["image"],
             train=True,
             mutable=["batch_stats"],
         )
@@ -214,9 +214,9 @@ def test_mixed_images_have_the_loss_of_both_labels(accumulate):
         logits = np.asarray(logits, np.float64)
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         one_hot = np.eye(10)
-        share = part["lam"][:, None]
-        targets = share * one_hot[part["label"]]
-        targets = targets + (1 - share) * one_hot[part["other_label"]]
+        lam = microbatch["lam"][:, None]
+        targets = lam * one_hot[microbatch["label"]]
+        targets = targets + (1 - lam) * one_hot[microbatch["other_label"]]
         targets = 0.9 * targets + 0.1 / 10
         total -= (targets * log_p).sum()
     np.testing.assert_allclose(sums["loss"], total, rtol=1e-5)
