@@ -191,7 +191,7 @@ def test_command_refuses(tmp_path, capsys):
             image, f"--class={chosen}"
         )
     assert "Cannot read" in message(tmp_path / "absent.png")
-    assert "Cannot read" in message(tmp_path)
+    assert "is a directory, not an image file" in message(tmp_path)
     (tmp_path / "other").mkdir()
     other = _image(tmp_path / "other" / "a.png")
     assert "2 images would be drawn to" in message(image, other)
