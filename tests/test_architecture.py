@@ -107,10 +107,10 @@ def test_imports_run_downwards(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_the_checkpoints_know_orbax(module):
+def test_only_the_manager_of_checkpoints_knows_orbax(module):
     imports = _imports(MODULES[module].read_text())
 
-    if module != "densenet_jax.runs.checkpoints":
+    if module != "densenet_jax.runs.manager":
         assert not [name for name in imports if _within(name, "orbax")]
 
 

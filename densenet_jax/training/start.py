@@ -9,12 +9,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from densenet_jax.choices import check_choice
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import unseen_differences
 from densenet_jax.runs import description, directory
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.config import make_model
+from densenet_jax.runs.damage import DamagedCheckpointError
 from densenet_jax.training.console import say
 from densenet_jax.training.experiment import Experiment, learning_rates
 from densenet_jax.training.state import TrainState
@@ -23,6 +25,9 @@ from densenet_jax.weights.load import Loaded, describe, load_weights
 # A run continues from its newest checkpoint only where these are as they were:
 # they say which examples the steps before it have seen.
 _POSITION_KEYS = ("seed", "batch_size", "dataset.name", "dataset.train_split")
+
+# What is done where a checkpoint is damaged.
+ON_DAMAGE = ("fallback", "stop")
 
 
 def config_to_save(
@@ -53,24 +58,16 @@ def start_training(
 ) -> tuple[int, TrainState]:
     """The step to start from, and the state after it.
 
+    What is damaged is set aside under another name, and said.
+
     Raises:
-      ValueError: the config does not fit the checkpoint or the weights.
+      ValueError: the config does not fit the checkpoint or the weights; or
+        checkpoints are damaged, and none is whole or config.checkpoint
+        .on_damage is 'stop'.
     """
-    start, total = checkpoints.newest, experiment.total_steps
-    # 1. Restore the newest checkpoint;
-    if start:
-        if start > total:
-            raise ValueError(
-                f"{checkpoints.directory} holds a checkpoint of step "
-                f"{start:,}, past the config's last, {total:,}: raise epochs, "
-                "or choose another --workdir."
-            )
-        saved = checkpoints.config(start)
-        _check_position(saved, json_config, start)
-        state = checkpoints.restore(start, experiment.abstract_state)
-        say(f"Continuing from step {start:,}.")
-        if start < total:
-            _say_other_rate(saved, experiment, start)
+    # 1. Restore the newest whole checkpoint;
+    start, state = _restore_newest(config, experiment, checkpoints, json_config)
+    if state is not None:
         return start, state
     # 2. else start from weights: those that `tools.convert` put there, or
     # pretrained ones;
@@ -90,6 +87,61 @@ def start_training(
     return 0, experiment.init()
 
 
+def _restore_newest(config, experiment, checkpoints, json_config):
+    """The newest whole step and its state; None of step 0, and of none."""
+    check_choice("checkpoint.on_damage", config.checkpoint.on_damage, ON_DAMAGE)
+    damaged, start, state = dict(checkpoints.damaged), None, None
+    for step in reversed(checkpoints.steps):
+        if step in damaged:
+            continue
+        try:
+            if step:
+                state = _continue(step, experiment, checkpoints, json_config)
+            start = step
+            break
+        except DamagedCheckpointError as error:
+            damaged[step] = error
+    if damaged:
+        newest = max(damaged)
+        if config.checkpoint.on_damage == "stop":
+            raise damaged[newest]
+        # Whether to lose all is not for us to say.
+        if start is None and not all(x.empty for x in damaged.values()):
+            raise ValueError(
+                f"{damaged[newest]} No whole one is left: restore one from a "
+                "copy, or choose another --workdir to begin again."
+            )
+        for step, error in sorted(damaged.items()):
+            say(f"{error} It is set aside as {checkpoints.set_aside(step)}.")
+        lost = newest - (start or 0)
+        if lost > 0:
+            say(f"Going back to step {start or 0:,} costs {lost:,} steps.")
+    if state is not None:
+        say(f"Continuing from step {start:,}.")
+    return start, state
+
+
+def _continue(step, experiment, checkpoints, json_config):
+    """The state of a step, if the run may go on from there."""
+    saved, total = checkpoints.config(step), experiment.total_steps
+    if step > total:
+        raise ValueError(
+            f"{checkpoints.directory} holds a checkpoint of step {step:,}, "
+            f"past the config's last, {total:,}: raise epochs, or choose "
+            "another --workdir."
+        )
+    _check_position(saved, json_config, step)
+    state = checkpoints.restore(step, experiment.abstract_state)
+    if not checkpoints.has_fingerprints(step):
+        say(
+            f"The checkpoint of step {step:,} is of an earlier version and has "
+            "no fingerprints: whether it is as it was saved is not known."
+        )
+    if step < total:
+        _say_other_rate(saved, experiment, step)
+    return state
+
+
 def restore_best(
     experiment: Experiment, checkpoints: Checkpoints
 ) -> tuple[int, TrainState]:
@@ -99,11 +151,7 @@ def restore_best(
       ValueError: there is none, or of another network or other classes than
         the experiment's.
     """
-    step = checkpoints.best or checkpoints.newest
-    if step is None:
-        raise ValueError(
-            f"{checkpoints.directory} holds no finished checkpoint."
-        )
+    step = checkpoints.to_evaluate()
     saved = checkpoints.config(step)
     _check_task(saved)
     difference = description.name_difference(
