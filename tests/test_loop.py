@@ -14,7 +14,7 @@ from densenet_jax.runs.curves import read_metrics
 from densenet_jax.runs.directory import read_config
 from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.tools import evaluate
-from densenet_jax.training import loop, resume
+from densenet_jax.training import loop, resume, start
 from densenet_jax.training.experiment import build
 
 

@@ -11,7 +11,8 @@ from densenet_jax.runs import damage, fingerprints
 from densenet_jax.runs.config import upgrade
 from densenet_jax.runs.damage import DamagedCheckpointError
 from densenet_jax.runs.directory import read_image_shape
-from densenet_jax.runs.manager import open_manager
+from densenet_jax.runs.file_list import FILE_LIST
+from densenet_jax.runs.manager import Manager
 from densenet_jax.runs.saved_step import SavedStep
 from densenet_jax.tasks.classification import CLASSIFICATION
 
@@ -50,8 +51,12 @@ class Checkpoints:
         self.directory = directory
         self._rank = rank
         self._saving = None
-        self._manager = open_manager(
-            directory, rank, keep_newest, keep_best, read_only
+        self._manager = Manager(
+            directory,
+            rank,
+            keep_newest=keep_newest,
+            keep_best=keep_best,
+            read_only=read_only,
         )
         self._examine()
 
@@ -150,9 +155,18 @@ class Checkpoints:
         """
         return self._read(step, lambda: upgrade(self._saved(step).config()))
 
-    def has_fingerprints(self, step: int) -> bool:
-        """Whether a step can be checked; not if an earlier version saved it."""
-        return self._saved(step).record() is not None
+    def remark(self, step: int) -> str | None:
+        """What is to be said of a step that was read, and is as it was."""
+        saved = self._saved(step)
+        if saved.record() is None:
+            return (
+                f"The checkpoint of step {step:,} is of an earlier version and "
+                "has no fingerprints: whether it is as it was saved is not "
+                "known."
+            )
+        if not saved.has_list() and "://" not in str(saved.path):
+            return f"The checkpoint of step {step:,} has no {FILE_LIST}."
+        return None
 
     def set_aside(self, step: int) -> str:
         """Renames the checkpoint of a step so that nothing reads it any more.
@@ -221,7 +235,7 @@ class Checkpoints:
 
     def _read(self, step, read):
         """What `read` returns, on all hosts; or DamagedCheckpointError."""
-        return damage.agreed_value(step, self._saved(step).path, read)
+        return damage.agreed_value(step, self._saved(step), read)
 
     def _saved(self, step):
         return SavedStep(self._manager, step)

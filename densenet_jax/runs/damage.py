@@ -11,6 +11,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from densenet_jax.runs.saved_step import SavedStep
+
 _Value = TypeVar("_Value")
 
 # Reasons that say nothing about the checkpoint: the same may work later.
@@ -86,8 +88,14 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> str:
     )
 
 
+def some(changes: Sequence[str]) -> str:
+    """The first of what has changed, and how many more have."""
+    more = len(changes) - 1
+    return changes[0] + (f", and {more} other files" if more > 0 else "")
+
+
 def agreed_value(
-    step: int, path: epath.Path, read: Callable[[], _Value]
+    step: int, saved: SavedStep, read: Callable[[], _Value]
 ) -> _Value:
     """What `read` returns, if it returns on every host.
 
@@ -100,7 +108,8 @@ def agreed_value(
     except Exception as error:
         if _is_passing(error):
             raise
-        problem = describe(error, path)
+        changes = saved.changed_files()
+        problem = some(changes) if changes else describe(error, saved.path)
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(
             np.array(problem is not None)
@@ -108,6 +117,7 @@ def agreed_value(
         if problem is None and failed.any():
             problem = f"host {int(np.argmax(failed))} cannot read it"
     if problem is not None:
+        path = saved.path
         empty = path.is_dir() and not any(path.iterdir())
         raise DamagedCheckpointError(step, path, problem, empty=empty)
     return value

@@ -9,11 +9,46 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from densenet_jax.runs.file_list import write_file_list
+
 _ENDINGS = [f"-{number}" for number in range(2, 1000)]
 
 
 class Manager(ocp.CheckpointManager):
     """One that opens although metrics cannot be read, and closes quietly."""
+
+    def __init__(
+        self,
+        directory: Path,
+        rank: Callable[[Mapping[str, float]], Any],
+        *,
+        keep_newest: int,
+        keep_best: int,
+        read_only: bool,
+    ):
+        """Opens a directory; the arguments are those of `Checkpoints`."""
+        kept = [
+            policies.LatestN(keep_newest),
+            # Weights to start from, of `save_variables`.
+            policies.CustomSteps([0]),
+            policies.BestN(
+                get_metric_fn=rank,
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        super().__init__(
+            directory.absolute(),
+            handler_registry=_handlers(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=rank,
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                # The loop decides when to save.
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
 
     def write(self, step, state, config, record, metrics) -> None:
         """Starts to save; the arguments are those of `Checkpoints.save`."""
@@ -62,38 +97,14 @@ class Manager(ocp.CheckpointManager):
             wait()
         super().close()
 
-
-def open_manager(
-    directory: Path,
-    rank: Callable[[Mapping[str, float]], Any],
-    keep_newest: int,
-    keep_best: int,
-    read_only: bool,
-) -> Manager:
-    """The manager of a directory; the arguments are those of `Checkpoints`."""
-    return Manager(
-        directory.absolute(),
-        handler_registry=_handlers(),
-        options=ocp.CheckpointManagerOptions(
-            best_fn=rank,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep_newest),
-                    # Weights to start from, of `save_variables`.
-                    policies.CustomSteps([0]),
-                    policies.BestN(
-                        get_metric_fn=rank,
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            # The loop decides when to save.
-            save_decision_policy=policies.FixedIntervalPolicy(1),
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-        ),
-    )
+    def _finalize_checkpoint(self, step):
+        # In the background, once the step has its final name. A run that is
+        # killed before the list is there, or another Orbax, leaves none.
+        super()._finalize_checkpoint(step)
+        path = self.directory / str(step)
+        local = "://" not in str(path)
+        if jax.process_index() == 0 and local and path.exists():
+            write_file_list(path)
 
 
 def _handlers():

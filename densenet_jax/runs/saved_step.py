@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from densenet_jax.runs.file_list import FILE_LIST, changed_files
 from densenet_jax.runs.fingerprints import (
     describe_arrays,
     digest,
@@ -39,6 +40,14 @@ class SavedStep:
             raise ValueError("fingerprints/metadata is not what was saved")
         return record
 
+    def changed_files(self) -> list[str]:
+        """What is known to have happened to its files."""
+        return changed_files(self.path) if self.has_list() else []
+
+    def has_list(self) -> bool:
+        """Whether there is a list of its files."""
+        return (self.path / FILE_LIST).exists()
+
     def metrics(self) -> dict[str, float] | None:
         """Of the step, if it was evaluated."""
         if not any(self.path.iterdir()):
@@ -56,6 +65,9 @@ class SavedStep:
 
     def described(self) -> Any:
         """The tree of what is stated of the arrays, with shapes and dtypes."""
+        changes = self.changed_files()
+        if changes:
+            raise ValueError(changes[0])
         tree = self._manager.described(self._step)
         self._compare("state/_METADATA:", describe_arrays(tree), 0)
         return tree

@@ -83,11 +83,9 @@ def _continue(step, experiment, checkpoints, json_config):
         )
     check_position(saved, json_config, step)
     state = checkpoints.restore(step, experiment.abstract_state)
-    if not checkpoints.has_fingerprints(step):
-        say(
-            f"The checkpoint of step {step:,} is of an earlier version and has "
-            "no fingerprints: whether it is as it was saved is not known."
-        )
+    remark = checkpoints.remark(step)
+    if remark:
+        say(remark)
     if step < total:
         _say_other_rate(saved, experiment, step)
     return state
