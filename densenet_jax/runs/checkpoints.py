@@ -11,7 +11,6 @@ from densenet_jax.runs import damage, fingerprints
 from densenet_jax.runs.config import upgrade
 from densenet_jax.runs.damage import DamagedCheckpointError
 from densenet_jax.runs.directory import read_image_shape
-from densenet_jax.runs.file_list import FILE_LIST
 from densenet_jax.runs.manager import Manager
 from densenet_jax.runs.saved_step import SavedStep
 from densenet_jax.tasks.classification import CLASSIFICATION
@@ -157,16 +156,7 @@ class Checkpoints:
 
     def remark(self, step: int) -> str | None:
         """What is to be said of a step that was read, and is as it was."""
-        saved = self._saved(step)
-        if saved.record() is None:
-            return (
-                f"The checkpoint of step {step:,} is of an earlier version and "
-                "has no fingerprints: whether it is as it was saved is not "
-                "known."
-            )
-        if not saved.has_list() and "://" not in str(saved.path):
-            return f"The checkpoint of step {step:,} has no {FILE_LIST}."
-        return None
+        return self._saved(step).remark()
 
     def set_aside(self, step: int) -> str:
         """Renames the checkpoint of a step so that nothing reads it any more.

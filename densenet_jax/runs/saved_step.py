@@ -48,6 +48,18 @@ class SavedStep:
         """Whether there is a list of its files."""
         return (self.path / FILE_LIST).exists()
 
+    def remark(self) -> str | None:
+        """What is to be said of a step that was read, if anything."""
+        if self.record() is None:
+            return (
+                f"The checkpoint of step {self._step:,} is of an earlier "
+                "version and has no fingerprints: whether it is as it was "
+                "saved is not known."
+            )
+        if not self.has_list() and "://" not in str(self.path):
+            return f"The checkpoint of step {self._step:,} has no {FILE_LIST}."
+        return None
+
     def metrics(self) -> dict[str, float] | None:
         """Of the step, if it was evaluated."""
         if not any(self.path.iterdir()):
