@@ -6,7 +6,9 @@ A tiny run on the digits is stopped before its last step. Again and again one
 file of its newest checkpoint has a bit flipped, is cut off or deleted, half of
 the times without files.json, so that the fingerprints have to notice it; and
 the run is started again. Prints how often the damage was named with its step,
-and how often the run ended with other bits than one that was never stopped.
+and how often the state that the run goes on from has other bits than the run
+that was never stopped had after that step; one of ten goes on to the end, and
+there its state is compared.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from benchmarks.arguments import parser, positive
 from configs import digits
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.file_list import FILE_LIST
-from densenet_jax.training import loop
+from densenet_jax.training import loop, start
 from densenet_jax.training.experiment import Experiment, build
 
 _TOTAL = 6
@@ -71,27 +73,31 @@ def _config():
     return config.lock()
 
 
-def _final_state(experiment, workdir):
+def _states(experiment, workdir):
+    """Of every step that a run has a checkpoint of, all arrays."""
     checkpoints = Checkpoints(
         workdir / "checkpoints", experiment.task.rank, read_only=True
     )
     with contextlib.closing(checkpoints):
-        state = checkpoints.restore(_TOTAL, experiment.abstract_state)
+        return {
+            step: _arrays(checkpoints.restore(step, experiment.abstract_state))
+            for step in checkpoints.steps
+        }
+
+
+def _arrays(state):
     return [np.asarray(x) for x in jax.tree.leaves(state)]
 
 
-def _train(config, workdir):
-    """What the run says; its reason, if it stops."""
-    said = io.StringIO()
-    with (
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        try:
-            loop.train_and_evaluate(config, workdir)
-        except (ValueError, OSError) as error:
-            print(error)
-    return said.getvalue()
+def _start(config, experiment, workdir):
+    """The step and the arrays that a run goes on from."""
+    checkpoints = Checkpoints(workdir / "checkpoints", experiment.task.rank)
+    with contextlib.closing(checkpoints):
+        saved = start.config_to_save(config, experiment)
+        step, state = start.start_training(
+            config, experiment, checkpoints, saved
+        )
+        return step, _arrays(state)
 
 
 def _share_compilations(experiment: Experiment):
@@ -103,7 +109,7 @@ def _share_compilations(experiment: Experiment):
     loop._compile = lambda _: compiled
 
 
-def _try(experiment, config, stopped, expected, rng, folder):
+def _try(experiment, config, stopped, expected, rng, folder, to_end):
     """Damages a copy of the stopped run, continues it; returns what came."""
     newest = max(
         (p for p in (stopped / "checkpoints").iterdir()),
@@ -116,15 +122,23 @@ def _try(experiment, config, stopped, expected, rng, folder):
     if not listed:
         (directory / FILE_LIST).unlink()
     kind = damage(directory, rng)
-    said = _train(config, workdir)
+    said = io.StringIO()
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        if to_end:
+            loop.train_and_evaluate(config, workdir)
+            step, found = _TOTAL, _states(experiment, workdir)[_TOTAL]
+        else:
+            step, found = _start(config, experiment, workdir)
     named = [
         line
-        for line in said.splitlines()
+        for line in said.getvalue().splitlines()
         if line.startswith(f"The checkpoint of step {newest.name}")
     ]
     aside = (workdir / "checkpoints" / f"damaged-{newest.name}").exists()
-    found = _final_state(experiment, workdir)
-    same = all(np.array_equal(a, b) for a, b in zip(found, expected))
+    same = all(np.array_equal(a, b) for a, b in zip(found, expected[step]))
     shutil.rmtree(workdir)
     return {
         "kind": f"{kind}{'' if listed else ', no list'}",
@@ -147,13 +161,21 @@ def main(argv: list[str] | None = None) -> int:
     counts = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _train(config, folder / "whole")
-        expected = _final_state(experiment, folder / "whole")
+        loop.train_and_evaluate(config, folder / "whole")
+        expected = _states(experiment, folder / "whole")
         # As if it had been stopped: only the last checkpoint is not there.
         stopped = folder / "whole"
         shutil.rmtree(stopped / "checkpoints" / str(_TOTAL))
-        for _ in tqdm(range(args.count), desc="damaged", unit=" runs"):
-            result = _try(experiment, config, stopped, expected, rng, folder)
+        for number in tqdm(range(args.count), desc="damaged", unit=" runs"):
+            result = _try(
+                experiment,
+                config,
+                stopped,
+                expected,
+                rng,
+                folder,
+                to_end=number % 10 == 0,
+            )
             kind = result.pop("kind")
             counts[kind, "runs"] += 1
             for name, value in result.items():
