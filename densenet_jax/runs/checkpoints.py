@@ -89,7 +89,12 @@ class Checkpoints:
         return step
 
     def preempted(self, step: int) -> bool:
-        """Whether the machine will be taken away: save, and stop."""
+        """Whether the machine will be taken away: save, and stop.
+
+        Raises:
+          OSError: what was saved last could not be written.
+        """
+        self.raise_if_failed()
         return self._manager.reached_preemption(step)
 
     def improved_by(self, metrics: Mapping[str, float]) -> bool:

@@ -17,7 +17,6 @@ from densenet_jax.analysis import summary
 from densenet_jax.data import pipeline
 from densenet_jax.runs import directory
 from densenet_jax.runs.checkpoints import Checkpoints
-from densenet_jax.runs.damage import naming_others
 from densenet_jax.runs.log import RunLog
 from densenet_jax.training.console import is_first_process, say
 from densenet_jax.training.evaluation import evaluate
@@ -96,7 +95,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
             "the directory of a run."
         )
     checkpoints = Checkpoints(path, experiment.task.rank, read_only=True)
-    with contextlib.closing(checkpoints), naming_others(checkpoints.steps):
+    with contextlib.closing(checkpoints):
         step, state = restore_best(experiment, checkpoints)
     result = _evaluate(experiment, config, state)
     say(f"Step {step:,}: {_describe(experiment, result)}.")
@@ -118,7 +117,6 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
         for step in range(start, total + 1):
             # At `start` both have been done before the checkpoint was saved.
             last, new = step == total, step > start
-            checkpoints.raise_if_failed()
             preempted = checkpoints.preempted(step)
             evaluating = last or (
                 new and _due(step, config.eval_every_epochs, experiment)

@@ -15,6 +15,7 @@ from densenet_jax.models.options import unseen_differences
 from densenet_jax.runs import description, directory
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.config import make_model
+from densenet_jax.runs.damage import naming_others
 from densenet_jax.training import resume
 from densenet_jax.training.console import say
 from densenet_jax.training.experiment import Experiment
@@ -90,8 +91,9 @@ def restore_best(
       ValueError: there is none, or of another network or other classes than
         the experiment's.
     """
-    step = checkpoints.to_evaluate()
-    saved = checkpoints.config(step)
+    with naming_others(checkpoints.steps):
+        step = checkpoints.to_evaluate()
+        saved = checkpoints.config(step)
     _check_task(saved)
     difference = description.name_difference(
         saved.get("class_names"), experiment.test_source.class_names
@@ -105,7 +107,8 @@ def restore_best(
     _say_other_preprocessing(saved, experiment)
     if step:
         check_network(saved, experiment.model)
-        return step, checkpoints.restore(step, experiment.abstract_state)
+        with naming_others(checkpoints.steps):
+            return step, checkpoints.restore(step, experiment.abstract_state)
     workdir = checkpoints.directory.parent
     loaded = load_weights(workdir)
     _check_architecture(workdir, loaded, experiment)
