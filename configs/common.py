@@ -108,6 +108,11 @@ def get_config() -> ConfigDict:
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0
     config.checkpoint = ConfigDict(
-        dict(every_epochs=1.0, keep_newest=2, keep_best=1)
+        dict(
+            every_epochs=1.0,
+            keep_newest=2,
+            keep_best=1,
+            on_damage="fallback",  # to the newest whole one; or stop
+        )
     )
     return config.lock()

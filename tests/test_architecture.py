@@ -35,6 +35,7 @@ ALLOWED = {
     RUNS: [*LEAVES, RUNS, TASKS, MODELS],
     WEIGHTS: [*LEAVES, WEIGHTS, RUNS, TASKS, MODELS],
     TRAINING: [*LEAVES, TRAINING, TASKS, MODELS, DATA],
+    f"{TRAINING}.resume": [*LEAVES, TRAINING, RUNS],
     f"{TRAINING}.start": [
         *LEAVES,
         TRAINING,
@@ -107,10 +108,10 @@ def test_imports_run_downwards(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_the_checkpoints_know_orbax(module):
+def test_only_the_manager_of_checkpoints_knows_orbax(module):
     imports = _imports(MODULES[module].read_text())
 
-    if module != "densenet_jax.runs.checkpoints":
+    if module != "densenet_jax.runs.manager":
         assert not [name for name in imports if _within(name, "orbax")]
 
 

@@ -14,7 +14,7 @@ from densenet_jax.runs.curves import read_metrics
 from densenet_jax.runs.directory import read_config
 from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.tools import evaluate
-from densenet_jax.training import loop, start
+from densenet_jax.training import loop, resume, start
 from densenet_jax.training.experiment import build
 
 
@@ -388,9 +388,9 @@ def test_a_changed_config_is_said(finished, capsys):
 def test_a_rate_that_jumps_is_said(capsys, schedule, rates):
     """A run of four times the epochs moves all shares of it."""
     saved = json.loads(_config(**schedule).to_json())
-    start._say_other_rate(saved, build(_config(epochs=4.0, **schedule)), 6)
+    resume._say_other_rate(saved, build(_config(epochs=4.0, **schedule)), 6)
     assert f"learning rate at step 6 {rates}" in capsys.readouterr().out
-    start._say_other_rate(saved, build(_config(**schedule)), 6)
+    resume._say_other_rate(saved, build(_config(**schedule)), 6)
     assert capsys.readouterr().out == ""
 
 

@@ -13,7 +13,7 @@ from densenet_jax.data import batch_transforms
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.checkpoints import Checkpoints, save_variables
 from densenet_jax.tasks.classification import CLASSIFICATION, cross_entropy
-from densenet_jax.training import loop, start
+from densenet_jax.training import loop, resume
 from densenet_jax.training.experiment import build
 from densenet_jax.training.steps import random_keys
 
@@ -340,7 +340,7 @@ def test_another_place_in_the_data_is_refused(worse_at_the_end, change):
     checkpoints.close()
 
     with pytest.raises(ValueError, match=f"{key} was"):
-        start._check_position(saved, changed.to_dict(), 12)
+        resume.check_position(saved, changed.to_dict(), 12)
 
 
 def test_without_batch_norm_there_are_no_statistics(tmp_path):

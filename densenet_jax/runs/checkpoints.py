@@ -1,25 +1,32 @@
-"""Checkpoints of training runs. The only importer of Orbax."""
+"""Checkpoints of training runs."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
+from densenet_jax.runs import damage, fingerprints
 from densenet_jax.runs.config import upgrade
+from densenet_jax.runs.damage import DamagedCheckpointError
 from densenet_jax.runs.directory import read_image_shape
+from densenet_jax.runs.manager import Manager
+from densenet_jax.runs.saved_step import SavedStep
 from densenet_jax.tasks.classification import CLASSIFICATION
 
 
 class Checkpoints:
     """The checkpoints of one run, one directory a step.
 
-    A checkpoint holds the training state, the config, and, where the step was
-    evaluated, its metrics. It is written in the background and appears whole
-    or not at all. The step is the position in the training data too.
+    A checkpoint holds the training state, the config, where the step was
+    evaluated its metrics, and the fingerprints of all these, which are checked
+    when they are read. It is written in the background and appears whole or
+    not at all. The step is the position in the training data too.
+
+    Attributes:
+      directory: of the checkpoints.
+      damaged: what is wrong with the steps that could not even be ranked.
     """
 
     def __init__(
@@ -42,31 +49,20 @@ class Checkpoints:
         """
         self.directory = directory
         self._rank = rank
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            handler_registry=_handlers(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=rank,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(keep_newest),
-                        # Weights to start from, of `save_variables`.
-                        policies.CustomSteps([0]),
-                        policies.BestN(
-                            get_metric_fn=rank,
-                            n=keep_best,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
-                # The loop decides when to save.
-                save_decision_policy=policies.FixedIntervalPolicy(1),
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
+        self._saving = None
+        self._manager = Manager(
+            directory,
+            rank,
+            keep_newest=keep_newest,
+            keep_best=keep_best,
+            read_only=read_only,
         )
-        best = self.best
-        self._best_rank = rank(self._manager.metrics(best)) if best else None
+        self._examine()
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """All that there are checkpoints of, in order."""
+        return self._manager.all_steps()
 
     @property
     def newest(self) -> int | None:
@@ -78,8 +74,27 @@ class Checkpoints:
         """The step that ranks highest."""
         return self._manager.best_step()
 
+    def to_evaluate(self) -> int:
+        """The best step, or else the newest.
+
+        Raises:
+          ValueError: there is none.
+          DamagedCheckpointError: one may be the best, and cannot be ranked.
+        """
+        for error in self.damaged.values():
+            raise error
+        step = self.best or self.newest
+        if step is None:
+            raise ValueError(f"{self.directory} holds no finished checkpoint.")
+        return step
+
     def preempted(self, step: int) -> bool:
-        """Whether the machine will be taken away: save, and stop."""
+        """Whether the machine will be taken away: save, and stop.
+
+        Raises:
+          OSError: what was saved last could not be written.
+        """
+        self.raise_if_failed()
         return self._manager.reached_preemption(step)
 
     def improved_by(self, metrics: Mapping[str, float]) -> bool:
@@ -101,14 +116,10 @@ class Checkpoints:
           config: JSON values.
           metrics: of this step, if it was evaluated.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                config=ocp.args.JsonSave(config),
-            ),
-            metrics=metrics,
-        )
+        record = fingerprints.make_record(state, config, metrics)
+        self.raise_if_failed(wait=True)
+        self._manager.write(step, state, config, record, metrics)
+        self._saving = step
         if metrics is not None and self.improved_by(metrics):
             self._best_rank = self._rank(metrics)
 
@@ -124,65 +135,105 @@ class Checkpoints:
 
         Raises:
           ValueError: the checkpoint holds other arrays, with a list of them.
+          DamagedCheckpointError: they are not those that were saved.
         """
-        self._check(step, abstract_state)
-        return self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state)
-            ),
-        ).state
+        saved = self._saved(step)
+        differences = damage.differences(
+            fingerprints.describe_arrays(self._read(step, saved.described)),
+            fingerprints.describe_arrays(abstract_state),
+        )
+        if differences:
+            raise ValueError(
+                f"The checkpoint of step {step} in {self.directory} is of "
+                f"another architecture or optimizer. {differences}\nUse the "
+                "config the run was started with (config.json beside it), or "
+                "another --workdir."
+            )
+        return self._read(step, lambda: saved.arrays(abstract_state))
 
     def config(self, step: int) -> dict[str, Any]:
-        """The config that a step was saved with, in today's keys."""
-        args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return upgrade(self._manager.restore(step, args=args).config)
+        """The config that a step was saved with, in today's keys.
+
+        Raises:
+          DamagedCheckpointError: it is not the config that was saved.
+        """
+        return self._read(step, lambda: upgrade(self._saved(step).config()))
+
+    def remark(self, step: int) -> str | None:
+        """What is to be said of a step that was read, and is as it was."""
+        return self._saved(step).remark()
+
+    def set_aside(self, step: int) -> str:
+        """Renames the checkpoint of a step so that nothing reads it any more.
+
+        Returns:
+          Its new name.
+        """
+        name = self._manager.set_aside(step)
+        self._examine()
+        return name
 
     def abstract_state(self, step: int) -> Any:
         """The shapes of the state of a step, for the first device."""
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            self._manager.item_metadata(step).state.tree,
+            self._read(step, self._saved(step).described),
         )
+
+    def raise_if_failed(self, wait: bool = False) -> None:
+        """Raises OSError if what was saved last could not be written.
+
+        Args:
+          wait: until it is on disk; otherwise returns at once.
+        """
+        if self._saving is None or (
+            not wait and self._manager.is_saving_in_progress()
+        ):
+            return
+        step, self._saving = self._saving, None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            reason = damage.describe(error, self.directory)
+            raise OSError(
+                f"The checkpoint of step {step:,} could not be written to "
+                f"{self.directory}: {reason}."
+            ) from error
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        self.raise_if_failed(wait=True)
 
     def close(self) -> None:
         """Waits, then frees what the manager holds."""
-        # Orbax clears unfinished checkpoints in a thread that it waits for
-        # only when it saves: a process that ends before would end in its
-        # traceback.
-        wait = getattr(
-            self._manager, "_maybe_await_cleanup_tmp_directory", None
-        )
-        if wait:
-            wait()
         self._manager.close()
 
-    def _check(self, step, abstract_state):
-        expected = _shapes(abstract_state)
-        found = _shapes(self._manager.item_metadata(step).state.tree)
-        differences = [
-            f"  {name}: {found.get(name, 'missing')}, "
-            f"expected {expected.get(name, 'nothing')}"
-            for name in sorted(found.keys() | expected.keys())
-            if found.get(name) != expected.get(name)
-        ]
-        if differences:
-            shown = differences[:20]
-            more = len(differences) - len(shown)
-            raise ValueError(
-                f"The checkpoint of step {step} in {self.directory} is of "
-                f"another architecture or optimizer. {len(differences)} arrays "
-                "differ (found in the checkpoint, expected by the config):\n"
-                + "\n".join(shown)
-                + (f"\n  and {more} more" if more else "")
-                + "\nUse the config the run was started with (config.json "
-                "beside it), or another --workdir."
-            )
+    def _examine(self):
+        """Finds the steps whose rank is not known, and that of the best."""
+        self.damaged = {}
+        for step in self.steps:
+            saved = self._saved(step)
+            try:
+                self._read(step, lambda saved=saved: self._rank_of(saved))
+            except DamagedCheckpointError as error:
+                # A run that goes on deletes old steps as we read.
+                if saved.path.exists():
+                    self.damaged[step] = error
+        best = self.best
+        metrics = self._manager.metrics(best) if best else None
+        self._best_rank = self._rank(metrics) if metrics else None
+
+    def _rank_of(self, saved):
+        metrics = saved.metrics()
+        return None if metrics is None else self._rank(metrics)
+
+    def _read(self, step, read):
+        """What `read` returns, on all hosts; or DamagedCheckpointError."""
+        return damage.agreed_value(step, self._saved(step), read)
+
+    def _saved(self, step):
+        return SavedStep(self._manager, step)
 
 
 def save_variables(
@@ -213,18 +264,18 @@ def load_variables(
       the run has them, on the first device; and the config.
 
     Raises:
-      ValueError: there is no checkpoint.
+      ValueError: there is no checkpoint, or it is damaged.
     """
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{directory} is no run: it has no checkpoints/.")
     checkpoints = Checkpoints(
         directory / "checkpoints", CLASSIFICATION.rank, read_only=True
     )
-    with contextlib.closing(checkpoints):
-        step = checkpoints.newest
-        if step is None:
-            raise ValueError(f"{directory} holds no finished checkpoint.")
-        step = checkpoints.best or step
+    with (
+        contextlib.closing(checkpoints),
+        damage.naming_others(checkpoints.steps),
+    ):
+        step = checkpoints.to_evaluate()
         try:
             state = checkpoints.restore(step, checkpoints.abstract_state(step))
             config = checkpoints.config(step)
@@ -242,23 +293,3 @@ def load_variables(
     if shape and "image_shape" not in config:  # of an earlier version
         config["image_shape"] = shape
     return step, variables, config
-
-
-def _handlers():
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    state = ocp.StandardCheckpointHandler()
-    registry.add("state", ocp.args.StandardSave, state)
-    registry.add("state", ocp.args.StandardRestore, state)
-    config = ocp.JsonCheckpointHandler()
-    registry.add("config", ocp.args.JsonSave, config)
-    registry.add("config", ocp.args.JsonRestore, config)
-    return registry
-
-
-def _shapes(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{tuple(leaf.shape)} {leaf.dtype}"
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

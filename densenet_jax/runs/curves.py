@@ -16,20 +16,23 @@ def read_metrics(path: Path) -> list[Record]:
     """The records of a metrics.jsonl: 'step', 'epoch', 'split' and values.
 
     Raises:
-      ValueError: there is no such file, or a line is cut off.
+      ValueError: there is no such file, or a line is no record.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         raise ValueError(f"no {path.name}") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
             raise ValueError(
                 f"{path.name} is cut off in line {number} of {len(lines)}"
-            ) from None
+            )
+        records.append(record)
     return records
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -125,11 +126,18 @@ class RunLog:
         _require_finite(f"Evaluation at step {step:,}", loss=result["loss"])
         self._write(step, "test", result)
         if self._file is not None:
+            self._draw()
+
+    def _draw(self):
+        try:
             curves.plot_curves(
                 curves.read_metrics(self._workdir / "metrics.jsonl"),
                 self._workdir / "curves.png",
                 self._workdir.name,
             )
+        # A picture is no reason to stop, whatever is in its way.
+        except Exception as error:
+            print(f"curves.png was not drawn: {error}", file=sys.stderr)
 
     def _write(self, step, split, values):
         if self._file is None:
@@ -148,7 +156,8 @@ class RunLog:
 
 def _drop_later(path: Path, last_step: int) -> None:
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        text = path.read_text(errors="replace")
+        lines = text.splitlines(keepends=True)
         kept = "".join(x for x in lines if _step_of(x) <= last_step)
         with replacing(path) as temporary:
             temporary.write_text(kept)
@@ -156,8 +165,8 @@ def _drop_later(path: Path, last_step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # cut off while it was written
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):  # cut off, or damaged
         return math.inf
 
 

@@ -15,14 +15,12 @@ from densenet_jax.models.options import unseen_differences
 from densenet_jax.runs import description, directory
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.config import make_model
+from densenet_jax.runs.damage import naming_others
+from densenet_jax.training import resume
 from densenet_jax.training.console import say
-from densenet_jax.training.experiment import Experiment, learning_rates
+from densenet_jax.training.experiment import Experiment
 from densenet_jax.training.state import TrainState
 from densenet_jax.weights.load import Loaded, describe, load_weights
-
-# A run continues from its newest checkpoint only where these are as they were:
-# they say which examples the steps before it have seen.
-_POSITION_KEYS = ("seed", "batch_size", "dataset.name", "dataset.train_split")
 
 
 def config_to_save(
@@ -53,24 +51,18 @@ def start_training(
 ) -> tuple[int, TrainState]:
     """The step to start from, and the state after it.
 
+    What is damaged is set aside under another name, and said.
+
     Raises:
-      ValueError: the config does not fit the checkpoint or the weights.
+      ValueError: the config does not fit the checkpoint or the weights; or
+        checkpoints are damaged, and none is whole or config.checkpoint
+        .on_damage is 'stop'.
     """
-    start, total = checkpoints.newest, experiment.total_steps
-    # 1. Restore the newest checkpoint;
-    if start:
-        if start > total:
-            raise ValueError(
-                f"{checkpoints.directory} holds a checkpoint of step "
-                f"{start:,}, past the config's last, {total:,}: raise epochs, "
-                "or choose another --workdir."
-            )
-        saved = checkpoints.config(start)
-        _check_position(saved, json_config, start)
-        state = checkpoints.restore(start, experiment.abstract_state)
-        say(f"Continuing from step {start:,}.")
-        if start < total:
-            _say_other_rate(saved, experiment, start)
+    # 1. Restore the newest whole checkpoint;
+    start, state = resume.restore_newest(
+        config, experiment, checkpoints, json_config
+    )
+    if state is not None:
         return start, state
     # 2. else start from weights: those that `tools.convert` put there, or
     # pretrained ones;
@@ -99,12 +91,9 @@ def restore_best(
       ValueError: there is none, or of another network or other classes than
         the experiment's.
     """
-    step = checkpoints.best or checkpoints.newest
-    if step is None:
-        raise ValueError(
-            f"{checkpoints.directory} holds no finished checkpoint."
-        )
-    saved = checkpoints.config(step)
+    with naming_others(checkpoints.steps):
+        step = checkpoints.to_evaluate()
+        saved = checkpoints.config(step)
     _check_task(saved)
     difference = description.name_difference(
         saved.get("class_names"), experiment.test_source.class_names
@@ -118,7 +107,8 @@ def restore_best(
     _say_other_preprocessing(saved, experiment)
     if step:
         check_network(saved, experiment.model)
-        return step, checkpoints.restore(step, experiment.abstract_state)
+        with naming_others(checkpoints.steps):
+            return step, checkpoints.restore(step, experiment.abstract_state)
     workdir = checkpoints.directory.parent
     loaded = load_weights(workdir)
     _check_architecture(workdir, loaded, experiment)
@@ -206,23 +196,6 @@ def _same(path: str, directory: Path) -> bool:
     return Path(path).expanduser().resolve() == directory.resolve()
 
 
-def _say_other_rate(
-    saved: Mapping[str, Any], experiment: Experiment, step: int
-) -> None:
-    """Says where the learning rate jumps as the run goes on."""
-    try:
-        schedule = learning_rates(saved, experiment.steps_per_epoch)
-    except (KeyError, TypeError, ValueError):
-        return  # A schedule of an earlier version, or of another data set.
-    before, now = float(schedule(step)), float(experiment.schedule(step))
-    if not np.isclose(before, now, rtol=1e-3, atol=0):
-        say(
-            f"The learning rate at step {step:,} was {before:.3g} by the saved "
-            f"config and is {now:.3g} now: boundaries, and the cosine, are "
-            "shares of the run, whose length, rate or schedule changed."
-        )
-
-
 def check_network(saved: Mapping[str, Any], model: DenseNet) -> None:
     """Raises ValueError unless a run's network computes what a model does.
 
@@ -241,30 +214,3 @@ def check_network(saved: Mapping[str, Any], model: DenseNet) -> None:
             f"The run trained another network: {'; '.join(differences)}. Give "
             "the options of the command that trained it."
         )
-
-
-def _check_position(
-    saved: Mapping[str, Any], config: Mapping[str, Any], step: int
-) -> None:
-    changed = directory.differences(
-        directory.flatten(description.settings(saved)),
-        directory.flatten(description.settings(config)),
-    )
-    refused = [changed[key] for key in _POSITION_KEYS if key in changed]
-    if refused:
-        raise ValueError(
-            f"The run cannot go on from step {step:,}, whose place in the data "
-            f"was another: {'; '.join(refused)}. Restore these, or choose "
-            "another --workdir."
-        )
-    difference = description.name_difference(
-        saved.get("class_names"), config.get("class_names")
-    )
-    if difference:
-        raise ValueError(
-            f"The run cannot go on from step {step:,}, whose labels meant "
-            f"other classes: {difference}. Restore their names, or choose "
-            "another --workdir."
-        )
-    if changed:
-        say(f"Continuing with a changed config: {'; '.join(changed.values())}")
