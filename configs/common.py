@@ -108,6 +108,12 @@ def get_config() -> ConfigDict:
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0
     config.checkpoint = ConfigDict(
-        dict(every_epochs=1.0, keep_newest=2, keep_best=1)
+        dict(
+            every_epochs=1.0,
+            # Also this long after the last; None leaves it to every_epochs.
+            every_minutes=10.0,
+            keep_newest=2,
+            keep_best=1,
+        )
     )
     return config.lock()

@@ -78,9 +78,9 @@ class Checkpoints:
         """The step that ranks highest."""
         return self._manager.best_step()
 
-    def preempted(self, step: int) -> bool:
-        """Whether the machine will be taken away: save, and stop."""
-        return self._manager.reached_preemption(step)
+    def evaluated(self, step: int) -> bool:
+        """Whether a step was saved with its metrics."""
+        return self._manager.metrics(step) is not None
 
     def improved_by(self, metrics: Mapping[str, float]) -> bool:
         """Whether these are better than those of every step saved so far."""
@@ -95,12 +95,16 @@ class Checkpoints:
     ) -> None:
         """Starts to save; returns when `state` may be donated.
 
+        A checkpoint of that step, saved before its evaluation, is replaced.
+
         Args:
           step: names the checkpoint.
           state: a tree of arrays.
           config: JSON values.
           metrics: of this step, if it was evaluated.
         """
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -22,16 +22,20 @@ _RENAMED = (
     ("optimizer", "body_rate", "backbone_lr_scale", {}),
 )
 
+# (section, key, value) of later keys that change no result: a run that lacks
+# one is not a run of another config.
+_ADDED = (("checkpoint", "every_minutes", 10.0),)
+
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames the keys and values that earlier versions wrote.
+    """Gives today's names to the keys and values that earlier versions wrote.
 
     Args:
       config: JSON values, of config.json or of a checkpoint; not changed.
 
     Returns:
       The same with today's keys. Keys that the version did not have stay
-      absent, which means None.
+      absent, which means None, but for those that change no result.
     """
     config = copy.deepcopy(dict(config))
     for section, old, new, values in _RENAMED:
@@ -39,6 +43,9 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         if old in options:
             value = options.pop(old)
             options[new] = values.get(value, value)
+    for section, key, value in _ADDED:
+        if section in config:
+            config[section].setdefault(key, value)
     return config
 
 
