@@ -359,7 +359,8 @@ class _Signalled(StopSignals):
 @pytest.mark.parametrize(
     ("owner", "name", "count", "step"),
     [
-        (loop.pipeline.Batches, "__next__", 5, 5),
+        # The first evaluation takes batches too, and one look for a third.
+        (loop.pipeline.Batches, "__next__", 8, 5),
         # Evaluations, of two batches each, are after steps 3 and 6; their
         # batches are taken ahead of the question whether to go on.
         (evaluation.pipeline, "eval_batches", 1, 3),
@@ -413,7 +414,7 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
         signals.receive(signal.SIGHUP)
 
     monkeypatch.setattr(loop.Requests, "begin", begin_late)
-    with pytest.raises(Stopped, match="^Stopped by SIGHUP before the first st"):
+    with pytest.raises(Stopped, match=r"^Stopped by SIGHUP before the"):
         loop.train_and_evaluate(_config(), tmp_path, signals=signals)
     assert not list((tmp_path / "checkpoints").iterdir())
 
