@@ -364,8 +364,10 @@ class _Signalled(StopSignals):
         # Evaluations, of two batches each, are after steps 3 and 6; their
         # batches are taken ahead of the question whether to go on.
         (evaluation.pipeline, "eval_batches", 1, 3),
-        (loop.Checkpoints, "improved_by", 1, 4),
-        (loop.Checkpoints, "save", 2, 4),
+        pytest.param(
+            loop.Checkpoints, "improved_by", 1, 4, marks=pytest.mark.slow
+        ),
+        pytest.param(loop.Checkpoints, "save", 2, 4, marks=pytest.mark.slow),
         (evaluation.pipeline, "eval_batches", 2, 6),
     ],
     ids=["step", "evaluation", "evaluated", "save", "last evaluation"],
@@ -422,9 +424,9 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("minutes", "steps"),
     [
-        # Read once as the run is set up, once as it begins, and then each time
-        # that it is asked, before every step, and after a save.
-        (3.0, [4, 6]),
+        # Each look is 45 s after the one before: as the run begins, before
+        # each step, and after a save.
+        (3.0, [3, 6]),
         (None, [6]),
     ],
 )

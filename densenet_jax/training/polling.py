@@ -42,7 +42,7 @@ class Requests:
         self._signals = signals
         self._every_minutes = every_minutes
         self._clock = clock
-        self._saved_at = clock()
+        self._saved_at = 0.0
 
     def begin(self) -> None:
         """Starts the clock; from here on the loop is what obeys signals."""
