@@ -3,16 +3,20 @@
 python train.py --config=configs/densenet121.py --workdir=runs/densenet121
 python train.py --config=configs/cifar10.py:bc_100_12 --workdir=runs/c10 \
     --config.model.growth_rate=24
+
+Exit status: 0 at the end; 75 where a signal stopped the run, which is to be
+started again by the same command; 1 or 2 after an error, the last line.
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from densenet_jax.training import loop
+from densenet_jax.training import loop, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, a file of configs/.", lock_config=True
@@ -36,6 +40,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "With --coordinator.")
 _HOST = flags.DEFINE_integer("host", None, "From 0; with --coordinator.")
+_DEBUG = flags.DEFINE_bool(
+    "debug", False, "Show the traceback of every error, foreseen ones too."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -54,14 +61,32 @@ def main(argv: list[str]) -> None:
             f"--workdir={_WORKDIR.value} is no directory: mount the bucket "
             "(gcsfuse does) and give the place it is mounted at."
         )
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize(*place)
-    run = {"train": loop.train_and_evaluate, "eval": loop.evaluate_best}
+    stop = signals.StopSignals()
+    stop.install()
     try:
-        run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
-    # What a user can mend; a traceback would hide what to do.
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(str(error))
+        if _DISTRIBUTED.value:
+            # JAX's own service sees SIGTERM alone, and takes its handler.
+            jax.config.update("jax_enable_preemption_service", False)
+            jax.distributed.initialize(*place)
+        _run(stop)
+    except signals.Stopped as stopped:
+        signals.tell(str(stopped))
+        sys.exit(signals.EXIT_CODE)
+    except Exception as error:
+        # What a user can mend; a traceback would hide what to do.
+        foreseen = isinstance(error, (ValueError, OSError, FloatingPointError))
+        if _DEBUG.value or not foreseen:
+            traceback.print_exc()
+        first, *_ = str(error).splitlines() or [""]
+        sys.exit(str(error) if foreseen else f"{type(error).__name__}: {first}")
+
+
+def _run(stop: signals.StopSignals) -> None:
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser()
+    if _MODE.value == "eval":
+        loop.evaluate_best(config, workdir)
+    else:
+        loop.train_and_evaluate(config, workdir, signals=stop)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict(
         dict(
             every_epochs=1.0,
+            # Also this long after the last; None leaves it to every_epochs.
+            every_minutes=10.0,
             keep_newest=2,
             keep_best=1,
             on_damage="fallback",  # to the newest whole one; or stop

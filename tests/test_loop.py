@@ -1,5 +1,9 @@
+import contextlib
+import itertools
 import json
+import os
 import shutil
+import signal
 import time
 
 import jax
@@ -12,10 +16,12 @@ from densenet_jax.runs import description
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.curves import read_metrics
 from densenet_jax.runs.directory import read_config
+from densenet_jax.runs.lock import NAME, RunLock
 from densenet_jax.tasks.classification import CLASSIFICATION
 from densenet_jax.tools import evaluate
-from densenet_jax.training import loop, resume, start
+from densenet_jax.training import evaluation, loop, resume, start
 from densenet_jax.training.experiment import build
+from densenet_jax.training.signals import Stopped, StopSignals
 
 
 def _config(**changes):
@@ -252,20 +258,6 @@ def test_data_at_hand_are_not_waited_for(finished):
     assert waits.min() < 0.5
 
 
-def test_preemption_saves_and_stops(tmp_path, monkeypatch):
-    config = _config(**{"checkpoint.every_epochs": 1.0})
-    loop.train_and_evaluate(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "preempted", lambda _, step: step == 5)
-        with pytest.raises(SystemExit, match="Preempted: saved step 5"):
-            loop.train_and_evaluate(config, tmp_path / "parts")
-    loop.train_and_evaluate(config, tmp_path / "parts")
-    whole, parts = (
-        _final_state(config, tmp_path / name) for name in ("whole", "parts")
-    )
-    jax.tree.map(np.testing.assert_array_equal, parts, whole)
-
-
 @pytest.mark.parametrize("log_every_steps", [1, 4])
 def test_any_logging_interval_goes_with_any_other(tmp_path, log_every_steps):
     config = _config(
@@ -289,9 +281,7 @@ def test_nothing_compiles_after_the_first_turns(tmp_path, monkeypatch):
             compiled.append(event)
 
     monkeypatch.setattr(
-        loop.Checkpoints,
-        "preempted",
-        lambda _self, step: seen.update({step: len(compiled)}),
+        RunLock, "check", lambda _: seen.update({len(seen): len(compiled)})
     )
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -345,6 +335,132 @@ def test_a_finished_run_can_be_made_longer(finished, tmp_path, capsys):
     after = _records(longer)
     assert after[: len(before)] == before
     assert after[-1]["step"] == round(1.4 * 1437 / 240)
+
+
+class _Signalled(StopSignals):
+    """A signal that comes while something is being done."""
+
+    def after(self, count):
+        """A wrapper of a function, whose call of that number brings it."""
+
+        def wrap(function):
+            def wrapped(*args, **kwargs):
+                nonlocal count
+                count -= 1
+                if count == 0:
+                    self.receive(signal.SIGTERM)
+                return function(*args, **kwargs)
+
+            return wrapped
+
+        return wrap
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count", "step"),
+    [
+        # The first evaluation takes batches too, and one look for a third.
+        (loop.pipeline.Batches, "__next__", 8, 5),
+        # Evaluations, of two batches each, are after steps 3 and 6; their
+        # batches are taken ahead of the question whether to go on.
+        (evaluation.pipeline, "eval_batches", 1, 3),
+        pytest.param(
+            loop.Checkpoints, "improved_by", 1, 4, marks=pytest.mark.slow
+        ),
+        pytest.param(loop.Checkpoints, "save", 2, 4, marks=pytest.mark.slow),
+        (evaluation.pipeline, "eval_batches", 2, 6),
+    ],
+    ids=["step", "evaluation", "evaluated", "save", "last evaluation"],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    uninterrupted, tmp_path, monkeypatch, owner, name, count, step
+):
+    """No step is lost, no evaluation either, and no bit differs."""
+    config = _config(**_MORE_STATE)
+    signals = _Signalled()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signals.after(count)(getattr(owner, name)))
+        with pytest.raises(
+            Stopped, match=rf"^Stopped by SIGTERM: saved step {step}\. Start"
+        ):
+            loop.train_and_evaluate(config, tmp_path, signals=signals)
+    assert not (tmp_path / NAME).exists()
+    assert _final_state(config, tmp_path).step == step
+    loop.train_and_evaluate(config, tmp_path)
+
+    def tests(workdir):
+        return [r for r in _records(workdir) if r["split"] == "test"]
+
+    assert tests(tmp_path) == tests(uninterrupted)
+    assert _best(tmp_path) == _best(uninterrupted)
+    whole, parts = (
+        _final_state(config, path) for path in (uninterrupted, tmp_path)
+    )
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+def _best(workdir):
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", CLASSIFICATION.rank, read_only=True
+    )
+    with contextlib.closing(checkpoints):
+        return checkpoints.best
+
+
+def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
+    signals = StopSignals()
+    begin = loop.Requests.begin
+
+    def begin_late(self):
+        begin(self)
+        signals.receive(signal.SIGHUP)
+
+    monkeypatch.setattr(loop.Requests, "begin", begin_late)
+    with pytest.raises(Stopped, match=r"^Stopped by SIGHUP before the"):
+        loop.train_and_evaluate(_config(), tmp_path, signals=signals)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps"),
+    [
+        # Each look is 45 s after the one before: as the run begins, before
+        # each step, and after a save.
+        (3.0, [3, 6]),
+        (None, [6]),
+    ],
+)
+def test_the_clock_asks_for_checkpoints_too(tmp_path, minutes, steps):
+    config = _config(
+        eval_every_epochs=1.0,
+        **{
+            "checkpoint.every_epochs": 1.0,
+            "checkpoint.every_minutes": minutes,
+            "checkpoint.keep_newest": 9,
+        },
+    )
+    ticks = itertools.count(0, 45.0)
+    loop.train_and_evaluate(config, tmp_path, clock=lambda: next(ticks))
+    saved = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert sorted(saved) == steps
+
+
+def test_two_runs_never_share_a_directory(tmp_path):
+    lock = RunLock(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
+        loop.train_and_evaluate(_config(), tmp_path)
+    assert set(tmp_path.iterdir()) == before
+    lock.release()
+
+
+def test_evaluation_takes_no_lock(finished):
+    config, workdir, _ = finished
+    lock = RunLock(workdir)
+    try:
+        loop.evaluate_best(config, workdir)
+    finally:
+        lock.release()
 
 
 def test_another_architecture_cannot_continue(finished):

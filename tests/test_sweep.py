@@ -340,6 +340,14 @@ def test_how_a_trial_failed_is_kept(tmp_path, code, reason):
     assert trial.problem.startswith(f"failed: {reason}")
 
 
+def test_a_trial_that_a_signal_stopped_has_not_failed(tmp_path):
+    code = "import sys; print('Stopped by SIGTERM: saved'); sys.exit(75)"
+    trial = _trial(code, tmp_path / "trial")
+    said = trials.run(trial)
+    assert said == "trial: failed, exit 75: Stopped by SIGTERM: saved"
+    assert trial.problem == "no config.json"
+
+
 def test_a_trial_runs_once_at_a_time(tmp_path):
     trial = _trial("input()", tmp_path / "trial")
     process = trials.start(

@@ -196,7 +196,7 @@ def test_a_run_reads_and_keeps_what_its_config_says(monkeypatch, tmp_path):
 
     monkeypatch.setattr(loop.pipeline, "train_batches", train_batches)
     monkeypatch.setattr(loop, "Checkpoints", checkpoints)
-    monkeypatch.setattr(loop, "_compile", lambda _: None)
+    monkeypatch.setattr(loop, "compile_step", lambda _: None)
     with pytest.raises(StopError):
         loop.train_and_evaluate(config, tmp_path)
 

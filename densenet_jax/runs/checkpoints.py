@@ -88,14 +88,9 @@ class Checkpoints:
             raise ValueError(f"{self.directory} holds no finished checkpoint.")
         return step
 
-    def preempted(self, step: int) -> bool:
-        """Whether the machine will be taken away: save, and stop.
-
-        Raises:
-          OSError: what was saved last could not be written.
-        """
-        self.raise_if_failed()
-        return self._manager.reached_preemption(step)
+    def evaluated(self, step: int) -> bool:
+        """Whether a step was saved with its metrics."""
+        return self._manager.metrics(step) is not None
 
     def improved_by(self, metrics: Mapping[str, float]) -> bool:
         """Whether these are better than those of every step saved so far."""
@@ -110,6 +105,8 @@ class Checkpoints:
     ) -> None:
         """Starts to save; returns when `state` may be donated.
 
+        A checkpoint of that step, saved before its evaluation, is replaced.
+
         Args:
           step: names the checkpoint.
           state: a tree of arrays.
@@ -118,6 +115,8 @@ class Checkpoints:
         """
         record = fingerprints.make_record(state, config, metrics)
         self.raise_if_failed(wait=True)
+        if step in self.steps:
+            self._manager.delete(step)
         self._manager.write(step, state, config, record, metrics)
         self._saving = step
         if metrics is not None and self.improved_by(metrics):

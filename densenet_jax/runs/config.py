@@ -24,7 +24,10 @@ _RENAMED = (
 
 # (section, key, value) of later keys that change no result: a run that lacks
 # one is not a run of another config.
-_ADDED = (("checkpoint", "on_damage", "fallback"),)
+_ADDED = (
+    ("checkpoint", "on_damage", "fallback"),
+    ("checkpoint", "every_minutes", 10.0),
+)
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:

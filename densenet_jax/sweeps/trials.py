@@ -18,6 +18,7 @@ from densenet_jax.choices import did_you_mean
 from densenet_jax.files import replacing
 from densenet_jax.runs import directory as runs
 from densenet_jax.training import experiment
+from densenet_jax.training.signals import EXIT_CODE
 
 _TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -147,6 +148,8 @@ def finish(trial: Trial, exit_code: int) -> str | None:
         said = [line for line in lines if line.strip()]
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit {exit_code}"
         reason = f"{how}: {said[-1]}"
+    if exit_code == EXIT_CODE:  # stopped, and to be started again: unfinished
+        return reason
     with replacing(trial.directory / runs.FAILURE) as temporary:
         temporary.write_text(json.dumps({"reason": reason}, indent=2))
     return reason

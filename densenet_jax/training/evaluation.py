@@ -26,7 +26,8 @@ def evaluate(
     sharding: jax.sharding.Sharding,
     num_workers: int = 0,
     on_error: str = "raise",
-) -> dict[str, float]:
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Counts every example once, with a progress bar on the first host.
 
     Args:
@@ -40,9 +41,10 @@ def evaluate(
       num_workers: processes that load; 0 loads in threads of this process.
       on_error: 'raise', or 'skip' to leave out, and say so, what cannot be
         read.
+      interrupted: asked before each batch; whether to leave off.
 
     Returns:
-      The task's means, as 'loss'.
+      The task's means, as 'loss'; None: it was interrupted.
 
     Raises:
       BadRecordError: an example cannot be read.
@@ -69,6 +71,8 @@ def evaluate(
         ) as progress,
     ):
         for batch in batches:
+            if interrupted():
+                return None
             batch = pipeline.to_devices(batch, sharding)
             total = merge(total, eval_step(variables, batch))
             progress.update(min(batch_size, count - progress.n))

@@ -25,6 +25,7 @@ from densenet_jax.training.optimizer import make_optimizer, make_schedule
 from densenet_jax.training.state import TrainState, init_state
 
 _POSITIVE = (lambda v: v > 0, "positive")
+_POSITIVE_OR_NONE = (lambda v: v is None or v > 0, "positive or None")
 _NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
 _RANGES = {
     "seed": _NOT_NEGATIVE,
@@ -37,15 +38,13 @@ _RANGES = {
     "optimizer.base_batch_size": _POSITIVE,
     "optimizer.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.clip_norm": (
-        lambda v: v is None or v > 0,
-        "positive or None",
-    ),
+    "optimizer.clip_norm": _POSITIVE_OR_NONE,
     "schedule.factor": _POSITIVE,
     "dataset.num_workers": _NOT_NEGATIVE,
     "log_every_steps": _POSITIVE,
     "eval_every_epochs": _POSITIVE,
     "checkpoint.every_epochs": _POSITIVE,
+    "checkpoint.every_minutes": _POSITIVE_OR_NONE,
     "checkpoint.keep_newest": _POSITIVE,
     "checkpoint.keep_best": _POSITIVE,
 }
