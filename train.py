@@ -6,19 +6,21 @@ python train.py --config=configs/cifar10.py:bc_100_12 --workdir=runs/c10 \
 """
 
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from densenet_jax.files import as_path
 from densenet_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, a file of configs/.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run writes, and continues from."
+    "workdir",
+    None,
+    "Where the run writes, and continues from; gs://BUCKET/NAME too.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -49,16 +51,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             "--coordinator, --num_hosts and --host go with --distributed."
         )
-    if "://" in _WORKDIR.value:
-        raise app.UsageError(
-            f"--workdir={_WORKDIR.value} is no directory: mount the bucket "
-            "(gcsfuse does) and give the place it is mounted at."
-        )
     if _DISTRIBUTED.value:
         jax.distributed.initialize(*place)
     run = {"train": loop.train_and_evaluate, "eval": loop.evaluate_best}
     try:
-        run[_MODE.value](_CONFIG.value, Path(_WORKDIR.value).expanduser())
+        run[_MODE.value](_CONFIG.value, as_path(_WORKDIR.value))
     # What a user can mend; a traceback would hide what to do.
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(str(error))

@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from densenet_jax.files import in_bucket
 from densenet_jax.runs.config import upgrade
 from densenet_jax.runs.directory import read_image_shape
 from densenet_jax.tasks.classification import CLASSIFICATION
@@ -43,7 +44,7 @@ class Checkpoints:
         self.directory = directory
         self._rank = rank
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            directory if in_bucket(directory) else directory.absolute(),
             handler_registry=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 best_fn=rank,

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densenet_jax.files import replacing
+from densenet_jax.files import first_line, in_bucket, replacing, walk
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.config import make_model, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
@@ -54,12 +54,19 @@ def prepare(workdir: Path) -> None:
       OSError: it cannot be created, or not be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as error:
+        if in_bucket(workdir):
+            # Every host tries, each with an object of its own.
+            probe = workdir / f".writable-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=workdir).close()
+    # The errors of a bucket's client have no class in common.
+    except Exception as error:
+        why = getattr(error, "strerror", None) or first_line(error)
         raise OSError(
-            f"Cannot write to {workdir} ({error.strerror}): choose another "
-            "--workdir."
+            f"Cannot write to {workdir} ({why}): choose another --workdir."
         ) from None
 
 
@@ -82,9 +89,9 @@ def write_description(
 def find_runs(directory: Path) -> list[Path]:
     """The directories of runs in a directory or below it, sorted."""
     found = []
-    for path, directories, files in os.walk(directory):
+    for path, directories, files in walk(directory):
         if not set(_MARKS).isdisjoint(files):
-            found.append(Path(path))
+            found.append(path)
             directories.clear()  # checkpoints are no runs
     return sorted(found)
 

@@ -15,6 +15,7 @@ import tensorboardX
 
 from densenet_jax.files import replacing
 from densenet_jax.runs import curves
+from densenet_jax.runs.copied import Copied
 from densenet_jax.tasks.sums import merge
 
 # Of a step's sums, those that are not the task's: averaged over steps.
@@ -54,11 +55,13 @@ class RunLog:
         self._steps_per_epoch = steps_per_epoch
         self._file = self._events = None
         if write:
-            path = workdir / "metrics.jsonl"
+            self._copied = Copied(workdir, ["metrics.jsonl"])
+            self._directory = self._copied.directory
+            path = self._directory / "metrics.jsonl"
             _drop_later(path, first_step)
             self._file = path.open("a", buffering=1)
             self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=first_step + 1
+                str(self._directory / "tensorboard"), purge_step=first_step + 1
             )
         self._sums = {}
         self._steps = 0
@@ -126,8 +129,8 @@ class RunLog:
         self._write(step, "test", result)
         if self._file is not None:
             curves.plot_curves(
-                curves.read_metrics(self._workdir / "metrics.jsonl"),
-                self._workdir / "curves.png",
+                curves.read_metrics(self._directory / "metrics.jsonl"),
+                self._directory / "curves.png",
                 self._workdir.name,
             )
 
@@ -139,11 +142,31 @@ class RunLog:
         self._file.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
+        self._copied.copy_if_due()
+
+    def sync(self) -> None:
+        """Copies what was written to the bucket, if the run is in one.
+
+        To be called before a checkpoint is saved: a run that continues writes
+        again what came after its checkpoint, but not what came before.
+
+        Raises:
+          OSError: the bucket cannot be written.
+        """
+        if self._file is not None:
+            self._events.flush()
+            self._copied.copy()
 
     def close(self) -> None:
+        """Writes what is left.
+
+        Raises:
+          OSError: the bucket cannot be written.
+        """
         if self._file is not None:
             self._file.close()
             self._events.close()
+            self._copied.close()
 
 
 def _drop_later(path: Path, last_step: int) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from densenet_jax.analysis import summary
 from densenet_jax.data import pipeline
+from densenet_jax.files import as_path
 from densenet_jax.runs import directory
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.log import RunLog
@@ -43,6 +44,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
       FloatingPointError: the loss or the gradient is not finite.
       BadRecordError: an image or a label that cannot be read.
     """
+    workdir = as_path(workdir)
     experiment = build(config)
     for source in experiment.train_source, experiment.test_source:
         for remark in source.remarks:
@@ -87,6 +89,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
     Returns and raises: as `train_and_evaluate`; ValueError too where there is
     no checkpoint.
     """
+    workdir = as_path(workdir)
     experiment = build(config)
     path = workdir / "checkpoints"
     if not path.is_dir():
@@ -141,6 +144,7 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             # 2. Save if due.
             if saving:
                 metrics = result if evaluating else None
+                log.sync()
                 checkpoints.save(step, state, json_config, metrics)
             if last or preempted:
                 break
