@@ -33,10 +33,11 @@ class Bucket:
       address: of the proxy.
       behind: of the server.
       fault: told the method, the path and how many requests came before; says
-        'error' (503), 'cut' (the connection ends within the answer), 'lost'
-        (the request is carried out and its answer cut off) or None.
+        'error' (503), 'refused' (403), 'cut' (the request is carried out and
+        its answer is cut off) or None.
       requests: method and path of each.
       faults: how many were made.
+      sent: bytes of all uploads.
     """
 
     address: str
@@ -52,6 +53,7 @@ class Bucket:
         return {
             "STORAGE_EMULATOR_HOST": self.address,
             "TENSORSTORE_GCS_HTTP_URL": self.address,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
             "GOOGLE_CLOUD_PROJECT": "test",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
@@ -165,6 +167,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             state.faults += 1
         if fault == "error":
             return self._answer(503, [], b'{"error": {"message": "try again"}}')
+        if fault == "refused":
+            return self._answer(403, [], b'{"error": {"message": "not yours"}}')
         headers = {
             name: value
             for name, value in self.headers.items()
