@@ -16,6 +16,7 @@ from etils import epath
 
 # pathlib.Path makes one slash of two.
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>.*)")
+LATER = "start again when the bucket can be reached"
 _PACKAGES = ("gcsfs", "google.cloud.storage")
 
 
@@ -65,10 +66,25 @@ def walk(
             yield Path(name), directories, files
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first, or its kind."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+@contextlib.contextmanager
+def one_kind_of_error(what: str, remedy: str) -> Iterator[None]:
+    """Makes OSErrors of a bucket's errors, which have no class in common.
+
+    Args:
+      what: failed, as "Cannot read gs://...".
+      remedy: what to do, a clause.
+
+    Raises:
+      OSError: of one line; FileNotFoundError where it was that.
+    """
+    try:
+        yield
+    except Exception as error:
+        absent = isinstance(error, FileNotFoundError)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        why = getattr(error, "strerror", None) or lines[0].rstrip(".")
+        kind = FileNotFoundError if absent else OSError
+        raise kind(f"{what} ({why}): {remedy}.") from error
 
 
 @contextlib.contextmanager
@@ -88,7 +104,8 @@ def replacing(path: str | Path | epath.Path) -> Iterator[Path]:
         yield temporary
         if remote:
             # In one write: an object that is closed early appears cut off.
-            path.write_bytes(temporary.read_bytes())
+            with one_kind_of_error(f"Cannot write {path}", LATER):
+                path.write_bytes(temporary.read_bytes())
             return
         if temporary.is_file():
             with temporary.open("rb") as file:
@@ -101,7 +118,7 @@ def _prepare_buckets(name: str | Path | epath.Path) -> None:
     if missing:
         raise ValueError(
             f"{name} is in a bucket, and {missing[0]} is not installed: "
-            "pip install 'densenet_jax[gcs]', or pip install gcsfs."
+            "pip install gcsfs"
         )
     import fsspec
 

@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from densenet_jax.files import first_line
+from densenet_jax.files import LATER, one_kind_of_error
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # TIFF's tags, and a value.
@@ -190,16 +190,14 @@ def _read_object(address: str) -> bytes:
     import fsspec
 
     try:
-        # One request, where opening it would make two.
-        return fsspec.filesystem("gs").cat_file(address)
+        # Such an error tells nothing of the image: it is no bad record.
+        with one_kind_of_error(f"Cannot read {address}", LATER):
+            # One request, where opening it would make two.
+            return fsspec.filesystem("gs").cat_file(address)
     except FileNotFoundError as error:
         raise BadRecordError(f"Cannot read {address}: no such object.") from (
             error
         )
-    # The errors of a bucket's client have no class in common. They tell
-    # nothing of the image, which is not to be skipped as a bad one.
-    except Exception as error:
-        raise OSError(f"Cannot read {address}: {first_line(error)}.") from error
 
 
 def decode(image: ImageFile | np.ndarray) -> np.ndarray:

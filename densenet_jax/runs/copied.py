@@ -1,5 +1,6 @@
 """Files that grow, of runs whose directory is in a bucket."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
-from densenet_jax.files import first_line, in_bucket
+from densenet_jax.files import LATER, in_bucket, one_kind_of_error
 
 # Between copies that nobody asked for: seconds at least, and share of the time
 # since the first. So what is copied in all grows with the logarithm of the
@@ -45,11 +46,12 @@ class Copied:
         self.directory = Path(self._temporary.name)
         self._began = self._last = time.monotonic()
         for name in names:
-            try:
-                content = (workdir / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            (self.directory / name).write_bytes(content)
+            path = workdir / name
+            with (
+                contextlib.suppress(FileNotFoundError),
+                one_kind_of_error(f"Cannot read {path}", LATER),
+            ):
+                (self.directory / name).write_bytes(path.read_bytes())
 
     def copy(self) -> None:
         """Copies the files that have changed since the last copy.
@@ -65,14 +67,8 @@ class Copied:
             if path.is_dir() or self._copies.get(path) == state:
                 continue
             target = self._workdir / path.relative_to(self.directory).as_posix()
-            try:
+            with one_kind_of_error(f"Cannot write {target}", LATER):
                 target.write_bytes(path.read_bytes())
-            # The errors of a bucket's client have no class in common.
-            except Exception as error:
-                raise OSError(
-                    f"Cannot write {target} ({first_line(error)}): start again "
-                    "when the bucket can be reached."
-                ) from error
             self._copies[path] = state
         self._last = time.monotonic()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densenet_jax.files import first_line, in_bucket, replacing, walk
+from densenet_jax.files import in_bucket, one_kind_of_error, replacing, walk
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.config import make_model, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
@@ -53,7 +53,9 @@ def prepare(workdir: Path) -> None:
     Raises:
       OSError: it cannot be created, or not be written.
     """
-    try:
+    with one_kind_of_error(
+        f"Cannot write to {workdir}", "choose another --workdir"
+    ):
         if in_bucket(workdir):
             # Every host tries, each with an object of its own.
             probe = workdir / f".writable-{uuid.uuid4().hex}"
@@ -62,12 +64,6 @@ def prepare(workdir: Path) -> None:
         else:
             workdir.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=workdir).close()
-    # The errors of a bucket's client have no class in common.
-    except Exception as error:
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise OSError(
-            f"Cannot write to {workdir} ({why}): choose another --workdir."
-        ) from None
 
 
 def write_description(
