@@ -197,6 +197,11 @@ def test_a_bucket_that_is_not_there_is_neither_made_nor_a_traceback(bucket):
     assert not as_path("gs://absent").exists()
 
 
+def test_an_address_as_a_local_path_is_refused(bucket):
+    with pytest.raises(ValueError, match="make it by densenet_jax.files.as_"):
+        prepare(Path("gs://bucket/run"))
+
+
 def test_a_bucket_that_refuses_is_one_line(bucket):
     bucket.fault = lambda *_: "refused"
     with pytest.raises(OSError, match="Cannot write to gs://bucket/run") as e:

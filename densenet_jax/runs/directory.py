@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densenet_jax.files import in_bucket, one_kind_of_error, replacing, walk
+from densenet_jax.files import (
+    as_path,
+    in_bucket,
+    one_kind_of_error,
+    replacing,
+    walk,
+)
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.config import make_model, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
@@ -52,7 +58,13 @@ def prepare(workdir: Path) -> None:
 
     Raises:
       OSError: it cannot be created, or not be written.
+      ValueError: the address of a bucket as a pathlib.Path.
     """
+    if in_bucket(as_path(workdir)) and not in_bucket(workdir):
+        raise ValueError(
+            f"{workdir} is an address that became a pathlib.Path: make it by "
+            "densenet_jax.files.as_path."
+        )
     with one_kind_of_error(
         f"Cannot write to {workdir}", "choose another --workdir"
     ):

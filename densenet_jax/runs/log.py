@@ -98,10 +98,24 @@ class RunLog:
         self._sums = merge(self._sums, sums)
         self._steps += 1
 
-    def flush(self, step: int) -> None:
-        """Writes the means since the last time as those of `step`."""
-        if not self._steps:
-            return
+    def flush(self, step: int, *, copy: bool = False) -> None:
+        """Writes the means since the last time as those of `step`.
+
+        Args:
+          step: the last that was added.
+          copy: to the bucket, if the run is in one; otherwise copied once in
+            a while. What comes before a checkpoint has to be there before it:
+            a run that continues does not write it again.
+
+        Raises:
+          OSError: the bucket cannot be written.
+        """
+        if self._steps:
+            self._flush(step)
+        if copy:
+            self._copy()
+
+    def _flush(self, step):
         seconds = time.perf_counter() - self._clock
         norms = {name: self._sums[name] / self._steps for name in _NORMS}
         self._write(
@@ -120,10 +134,11 @@ class RunLog:
         self.restart_clock()
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
-        """Writes test metrics, and draws the curves so far.
+        """Writes test metrics, draws the curves so far, and copies all.
 
         Raises:
           FloatingPointError: the loss is not finite.
+          OSError: the bucket cannot be written.
         """
         _require_finite(f"Evaluation at step {step:,}", loss=result["loss"])
         self._write(step, "test", result)
@@ -133,6 +148,7 @@ class RunLog:
                 self._directory / "curves.png",
                 self._workdir.name,
             )
+            self._copy()
 
     def _write(self, step, split, values):
         if self._file is None:
@@ -144,15 +160,7 @@ class RunLog:
             self._events.add_scalar(f"{split}/{name}", value, step)
         self._copied.copy_if_due()
 
-    def sync(self) -> None:
-        """Copies what was written to the bucket, if the run is in one.
-
-        To be called before a checkpoint is saved: a run that continues writes
-        again what came after its checkpoint, but not what came before.
-
-        Raises:
-          OSError: the bucket cannot be written.
-        """
+    def _copy(self):
         if self._file is not None:
             self._events.flush()
             self._copied.copy()

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from densenet_jax.analysis import summary
 from densenet_jax.data import pipeline
-from densenet_jax.files import as_path
 from densenet_jax.runs import directory
 from densenet_jax.runs.checkpoints import Checkpoints
 from densenet_jax.runs.log import RunLog
@@ -44,7 +43,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, float]:
       FloatingPointError: the loss or the gradient is not finite.
       BadRecordError: an image or a label that cannot be read.
     """
-    workdir = as_path(workdir)
     experiment = build(config)
     for source in experiment.train_source, experiment.test_source:
         for remark in source.remarks:
@@ -89,7 +87,6 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict[str, float]:
     Returns and raises: as `train_and_evaluate`; ValueError too where there is
     no checkpoint.
     """
-    workdir = as_path(workdir)
     experiment = build(config)
     path = workdir / "checkpoints"
     if not path.is_dir():
@@ -132,7 +129,7 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             if evaluating or saving:
                 log.add(*previous)
                 previous = ()
-                log.flush(step)
+                log.flush(step, copy=not evaluating)
             # 1. Evaluate if due.
             if evaluating:
                 result = _evaluate(experiment, config, state)
@@ -144,7 +141,6 @@ def _loop(config, experiment, checkpoints, log, json_config, state, start):
             # 2. Save if due.
             if saving:
                 metrics = result if evaluating else None
-                log.sync()
                 checkpoints.save(step, state, json_config, metrics)
             if last or preempted:
                 break
