@@ -198,7 +198,7 @@ def test_a_bucket_that_is_not_there_is_neither_made_nor_a_traceback(bucket):
 
 
 def test_an_address_as_a_local_path_is_refused(bucket):
-    with pytest.raises(ValueError, match="make it by densenet_jax.files.as_"):
+    with pytest.raises(ValueError, match="make it by densenet_jax"):
         prepare(Path("gs://bucket/run"))
 
 
