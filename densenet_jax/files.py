@@ -87,6 +87,20 @@ def one_kind_of_error(what: str, remedy: str) -> Iterator[None]:
         raise kind(f"{what} ({why}): {remedy}.") from error
 
 
+def write_object(path: epath.Path, content: bytes) -> None:
+    """Writes an object of a bucket, whole or not at all.
+
+    Raises:
+      OSError: the bucket cannot be written.
+    """
+    import fsspec
+
+    with one_kind_of_error(f"Cannot write {path}", LATER):
+        # One request, which can be repeated when its answer is lost. An open
+        # file takes several, and appears cut off if an exception closes it.
+        fsspec.filesystem("gs").pipe_file(str(path), content)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path | epath.Path) -> Iterator[Path]:
     """A temporary path to write a file or directory to, moved to `path` then.
@@ -103,9 +117,7 @@ def replacing(path: str | Path | epath.Path) -> Iterator[Path]:
         temporary = Path(directory) / path.name
         yield temporary
         if remote:
-            # In one write: an object that is closed early appears cut off.
-            with one_kind_of_error(f"Cannot write {path}", LATER):
-                path.write_bytes(temporary.read_bytes())
+            write_object(path, temporary.read_bytes())
             return
         if temporary.is_file():
             with temporary.open("rb") as file:

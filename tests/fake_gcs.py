@@ -46,6 +46,9 @@ class Bucket:
     requests: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     faults: int = 0
     sent: int = 0
+    # Google's servers answer a repeated request to a finished upload as they
+    # answered the first; this one has forgotten it: path -> answer.
+    finished: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -169,6 +172,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             return self._answer(503, [], b'{"error": {"message": "try again"}}')
         if fault == "refused":
             return self._answer(403, [], b'{"error": {"message": "not yours"}}')
+        if self.path in state.finished:
+            return self._answer(*state.finished[self.path], cut=bool(fault))
         headers = {
             name: value
             for name, value in self.headers.items()
@@ -183,9 +188,10 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             content = answer.read()
             if self.command in ("POST", "PUT"):
                 state.sent += len(body)
-            return self._answer(
-                answer.status, answer.getheaders(), content, cut=bool(fault)
-            )
+            given = answer.status, answer.getheaders(), content
+            if "upload_id=" in self.path and answer.status in (200, 201):
+                state.finished[self.path] = given
+            return self._answer(*given, cut=bool(fault))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _forward  # noqa: N815
 

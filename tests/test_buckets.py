@@ -283,6 +283,7 @@ def test_a_run_survives_faults(bucket, directory, local):
     bucket.fault = lambda _, __, n: next(kinds) if n % 12 == 11 else None
     loop.train_and_evaluate(_config(), directory)
     bucket.fault = lambda *_: None
+    print(f"{bucket.faults} faults in {len(bucket.requests)} requests")
     assert bucket.faults > 10
     _assert_same(directory, local)
 

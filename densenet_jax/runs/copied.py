@@ -8,7 +8,12 @@ from pathlib import Path
 
 from etils import epath
 
-from densenet_jax.files import LATER, in_bucket, one_kind_of_error
+from densenet_jax.files import (
+    LATER,
+    in_bucket,
+    one_kind_of_error,
+    write_object,
+)
 
 # Between copies that nobody asked for: seconds at least, and share of the time
 # since the first. So what is copied in all grows with the logarithm of the
@@ -67,8 +72,7 @@ class Copied:
             if path.is_dir() or self._copies.get(path) == state:
                 continue
             target = self._workdir / path.relative_to(self.directory).as_posix()
-            with one_kind_of_error(f"Cannot write {target}", LATER):
-                target.write_bytes(path.read_bytes())
+            write_object(target, path.read_bytes())
             self._copies[path] = state
         self._last = time.monotonic()
 

@@ -14,6 +14,7 @@ from densenet_jax.files import (
     one_kind_of_error,
     replacing,
     walk,
+    write_object,
 )
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.config import make_model, upgrade
@@ -71,7 +72,7 @@ def prepare(workdir: Path) -> None:
         if in_bucket(workdir):
             # Every host tries, each with an object of its own.
             probe = workdir / f".writable-{uuid.uuid4().hex}"
-            probe.write_bytes(b"")
+            write_object(probe, b"")
             probe.unlink()
         else:
             workdir.mkdir(parents=True, exist_ok=True)
