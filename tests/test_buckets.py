@@ -4,8 +4,8 @@ import functools
 import importlib.util
 import itertools
 import json
-import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -300,25 +300,32 @@ def test_a_run_survives_faults(bucket, directory, local):
 
 
 @pytest.mark.slow
-def test_a_killed_process_continues(bucket, directory, local):
-    """SIGKILL at five random requests, each time in a new process."""
-    rng = random.Random(0)
+def test_a_killed_process_continues(
+    trained_and_count, bucket, directory, local
+):
+    """SIGKILL at requests early and late, each time in a new process."""
+    _, count = trained_and_count
     command = [
         *(sys.executable, "train.py", "--config=configs/digits.py"),
         f"--workdir={directory}",
         *(f"--config.{key}={value}" for key, value in TINY.items()),
     ]
-    kills = 0
-    while True:
+    said, kills = "", 0
+    for share in (0.2, 0.7, 0.3, 0.4, 0.3, None):
         bucket.requests.clear()
-        process = subprocess.Popen(command, cwd=ROOT)
-        last = rng.randrange(5, 120) if kills < 5 else None
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        last = share and int(share * count)
         bucket.fault = functools.partial(_kill, process, last)
-        if process.wait() == 0:
+        said += process.communicate()[0]
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
             break
-        kills += 1
-    print(f"{kills} SIGKILLs")
+    print(f"{kills} SIGKILLs, continued {said.count('Continuing')} times")
+    assert process.returncode == 0
     assert kills >= 3
+    assert "Continuing from step" in said
     _assert_same(directory, local)
 
 
