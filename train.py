@@ -10,19 +10,21 @@ started again by the same command; 1 or 2 after an error, the last line.
 
 import sys
 import traceback
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from densenet_jax.files import as_path
 from densenet_jax.training import loop, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, a file of configs/.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run writes, and continues from."
+    "workdir",
+    None,
+    "Where the run writes, and continues from; gs://BUCKET/NAME too.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -56,11 +58,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             "--coordinator, --num_hosts and --host go with --distributed."
         )
-    if "://" in _WORKDIR.value:
-        raise app.UsageError(
-            f"--workdir={_WORKDIR.value} is no directory: mount the bucket "
-            "(gcsfuse does) and give the place it is mounted at."
-        )
     stop = signals.StopSignals()
     stop.install()
     try:
@@ -82,7 +79,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(stop: signals.StopSignals) -> None:
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser()
+    config, workdir = _CONFIG.value, as_path(_WORKDIR.value)
     if _MODE.value == "eval":
         loop.evaluate_best(config, workdir)
     else:

@@ -65,7 +65,7 @@ def test_train_then_eval(tmp_path):
         (["--config.model.name=densenet12"], "Did you mean densenet121"),
         (["--mode=evaluate"], "train|eval"),
         (["--host=1"], "go with --distributed"),
-        (["--workdir=gs://bucket/run"], "mount the bucket"),
+        (["--workdir=s3://bucket/run"], "mount the storage"),
     ],
 )
 def test_mistakes_are_named_last(tmp_path, arguments, message):

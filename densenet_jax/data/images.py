@@ -19,6 +19,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from densenet_jax.files import LATER, one_kind_of_error
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # TIFF's tags, and a value.
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
@@ -163,7 +165,10 @@ def read_file(path: str | os.PathLike[str], channels: int) -> ImageFile:
 
     Raises:
       BadRecordError: there is no regular file, or it cannot be read.
+      OSError: it is in a bucket that cannot be reached.
     """
+    if str(path).startswith("gs://"):
+        return ImageFile(_read_object(str(path)), channels, str(path))
     try:
         # Reading a pipe or a device may never end.
         mode = os.stat(path).st_mode
@@ -179,6 +184,20 @@ def read_file(path: str | os.PathLike[str], channels: int) -> ImageFile:
             f"Cannot read {path}{link}: {error.strerror}."
         ) from error
     return ImageFile(data, channels, str(path))
+
+
+def _read_object(address: str) -> bytes:
+    import fsspec
+
+    try:
+        # Such an error tells nothing of the image: it is no bad record.
+        with one_kind_of_error(f"Cannot read {address}", LATER):
+            # One request, where opening it would make two.
+            return fsspec.filesystem("gs").cat_file(address)
+    except FileNotFoundError as error:
+        raise BadRecordError(f"Cannot read {address}: no such object.") from (
+            error
+        )
 
 
 def decode(image: ImageFile | np.ndarray) -> np.ndarray:

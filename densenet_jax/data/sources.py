@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from densenet_jax.choices import check_choice
 from densenet_jax.data.examples import Source, check_remarks
 from densenet_jax.data.images import read_file
 from densenet_jax.data.tfds import open_tfds
+from densenet_jax.files import as_path, in_bucket, walk
 
 # Those that torchvision's ImageFolder reads.
 _SUFFIXES = (
@@ -33,9 +35,9 @@ def open_source(
         'name/config' or 'name/config:version'.
       split: 'train' or 'test' for the digits, a folder of data_dir, or in
         TFDS's notation.
-      data_dir: of the image folders, or where TFDS prepared the data set; None
-        is TFDS's own choice, the environment's TFDS_DATA_DIR or
-        ~/tensorflow_datasets.
+      data_dir: of the image folders, or where TFDS prepared the data set;
+        gs://BUCKET/NAME too. None is TFDS's own choice, the environment's
+        TFDS_DATA_DIR or ~/tensorflow_datasets.
       on_error: 'raise', or 'skip' to open what has empty parts.
       splits: all that are in use. A folder's classes are those of all of them,
         so that a label means one class in each; by default those of `split`.
@@ -81,7 +83,7 @@ def _folder(
             "The data set 'folder' needs dataset.data_dir, a directory with "
             "images as SPLIT/CLASS/NAME.jpg."
         )
-    root = Path(data_dir)
+    root = as_path(data_dir)
     if not root.is_dir():
         raise ValueError(
             f"{root} is no directory: dataset.data_dir is to hold images as "
@@ -100,7 +102,7 @@ def _folder(
             split_of |= dict.fromkeys(_directories(root / used), used)
     classes = sorted(split_of)
     paths, labels = [], []
-    remarks = _broken_links(_visible(root / split))
+    remarks = [] if in_bucket(root) else _broken_links(_visible(root / split))
     for label, name in enumerate(classes):
         if split_of[name] != split:
             remarks.append(
@@ -126,19 +128,22 @@ def _folder(
     )
 
 
-def _directories(path: Path) -> list[str]:
+def _directories(path: Path | epath.Path) -> list[str]:
+    if in_bucket(path):
+        _, directories, _ = next(walk(path))
+        return sorted(filter(_is_visible, directories))
     return [e.name for e in _visible(path) if _is_directory(e)]
 
 
 def _visible(path: str | Path) -> list[os.DirEntry]:
     """A directory's entries, in order, without those that systems hide."""
     with os.scandir(path) as entries:
-        visible = [
-            entry
-            for entry in entries
-            if not entry.name.startswith(".") and entry.name != "__MACOSX"
-        ]
+        visible = [entry for entry in entries if _is_visible(entry.name)]
     return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def _is_directory(entry: os.DirEntry) -> bool:
@@ -160,6 +165,9 @@ def _image_files(
 ) -> tuple[list[str], list[str]]:
     """A class's files with an image's suffix, in order, and what is wrong."""
     folder = root / split / name
+    if in_bucket(root):
+        paths = sorted(_objects(folder))
+        return paths, [] if paths else [f"{folder} holds no image file."]
     above = (_identity(root), _identity(root / split))
     paths, others = [], []
     for entry in _walk(folder, above):
@@ -186,6 +194,15 @@ def _walk(
             yield from _walk(entry.path, (*above, here))
         else:
             yield entry
+
+
+def _objects(folder: epath.Path) -> Iterator[str]:
+    """The images of a folder in a bucket, at any depth."""
+    for path, directories, names in walk(folder):
+        directories[:] = filter(_is_visible, directories)
+        for name in names:
+            if _is_visible(name) and name.lower().endswith(_SUFFIXES):
+                yield str(path / name)
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from densenet_jax.data.examples import (
     check_remarks,
 )
 from densenet_jax.data.images import BadRecordError, ImageFile
+from densenet_jax.files import as_path
 
 
 def open_tfds(
@@ -23,6 +24,8 @@ def open_tfds(
 ) -> Source:
     import tensorflow_datasets as tfds
 
+    if data_dir is not None:
+        data_dir = str(as_path(data_dir))
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except AssertionError as error:  # a version that there is not

@@ -2,13 +2,20 @@
 
 import dataclasses
 import json
-import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densenet_jax.files import replacing
+from densenet_jax.files import (
+    as_path,
+    in_bucket,
+    one_kind_of_error,
+    replacing,
+    walk,
+    write_object,
+)
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.config import make_model, upgrade
 from densenet_jax.runs.curves import Record, read_metrics
@@ -52,15 +59,24 @@ def prepare(workdir: Path) -> None:
 
     Raises:
       OSError: it cannot be created, or not be written.
+      ValueError: the address of a bucket as a pathlib.Path.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as error:
-        raise OSError(
-            f"Cannot write to {workdir} ({error.strerror}): choose another "
-            "--workdir."
-        ) from None
+    if in_bucket(as_path(workdir)) and not in_bucket(workdir):
+        raise ValueError(
+            f"{workdir} is an address that became a pathlib.Path: make it by "
+            "densenet_jax.files.as_path."
+        )
+    with one_kind_of_error(
+        f"Cannot write to {workdir}", "choose another --workdir"
+    ):
+        if in_bucket(workdir):
+            # Every host tries, each with an object of its own.
+            probe = workdir / f".writable-{uuid.uuid4().hex}"
+            write_object(probe, b"")
+            probe.unlink()
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=workdir).close()
 
 
 def write_description(
@@ -82,9 +98,9 @@ def write_description(
 def find_runs(directory: Path) -> list[Path]:
     """The directories of runs in a directory or below it, sorted."""
     found = []
-    for path, directories, files in os.walk(directory):
+    for path, directories, files in walk(directory):
         if not set(_MARKS).isdisjoint(files):
-            found.append(Path(path))
+            found.append(path)
             directories.clear()  # checkpoints are no runs
     return sorted(found)
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from densenet_jax.files import replacing
+from densenet_jax.files import in_bucket, replacing
 
 NAME = "run.lock"
 
@@ -160,9 +160,14 @@ class RunLock:
 def hold(workdir: Path, say: Callable[[str], None]) -> RunLock | None:
     """Takes the lock on the first of all hosts, for the others.
 
+    Returns:
+      None on the others, and for a bucket, where nothing locks.
+
     Raises:
       ValueError, OSError: on every host, as `RunLock` on the first.
     """
+    if in_bucket(workdir):
+        return None
     if jax.process_count() == 1:
         return RunLock(workdir, say=say)
     lock = error = None

@@ -16,6 +16,7 @@ import tensorboardX
 
 from densenet_jax.files import replacing
 from densenet_jax.runs import curves
+from densenet_jax.runs.copied import Copied
 from densenet_jax.tasks.sums import merge
 
 # Of a step's sums, those that are not the task's: averaged over steps.
@@ -55,11 +56,13 @@ class RunLog:
         self._steps_per_epoch = steps_per_epoch
         self._file = self._events = None
         if write:
-            path = workdir / "metrics.jsonl"
+            self._copied = Copied(workdir, ["metrics.jsonl"])
+            self._directory = self._copied.directory
+            path = self._directory / "metrics.jsonl"
             _drop_later(path, first_step)
             self._file = path.open("a", buffering=1)
             self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=first_step + 1
+                str(self._directory / "tensorboard"), purge_step=first_step + 1
             )
         self._sums = {}
         self._steps = 0
@@ -96,10 +99,24 @@ class RunLog:
         self._sums = merge(self._sums, sums)
         self._steps += 1
 
-    def flush(self, step: int) -> None:
-        """Writes the means since the last time as those of `step`."""
-        if not self._steps:
-            return
+    def flush(self, step: int, *, copy: bool = False) -> None:
+        """Writes the means since the last time as those of `step`.
+
+        Args:
+          step: the last that was added.
+          copy: to the bucket, if the run is in one; otherwise copied once in
+            a while. What comes before a checkpoint has to be there before it:
+            a run that continues does not write it again.
+
+        Raises:
+          OSError: the bucket cannot be written.
+        """
+        if self._steps:
+            self._flush(step)
+        if copy:
+            self._copy()
+
+    def _flush(self, step):
         seconds = time.perf_counter() - self._clock
         norms = {name: self._sums[name] / self._steps for name in _NORMS}
         self._write(
@@ -118,21 +135,23 @@ class RunLog:
         self.restart_clock()
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
-        """Writes test metrics, and draws the curves so far.
+        """Writes test metrics, draws the curves so far, and copies all.
 
         Raises:
           FloatingPointError: the loss is not finite.
+          OSError: the bucket cannot be written.
         """
         _require_finite(f"Evaluation at step {step:,}", loss=result["loss"])
         self._write(step, "test", result)
         if self._file is not None:
             self._draw()
+            self._copy()
 
     def _draw(self):
         try:
             curves.plot_curves(
-                curves.read_metrics(self._workdir / "metrics.jsonl"),
-                self._workdir / "curves.png",
+                curves.read_metrics(self._directory / "metrics.jsonl"),
+                self._directory / "curves.png",
                 self._workdir.name,
             )
         # A picture is no reason to stop, whatever is in its way.
@@ -147,11 +166,23 @@ class RunLog:
         self._file.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
+        self._copied.copy_if_due()
+
+    def _copy(self):
+        if self._file is not None:
+            self._events.flush()
+            self._copied.copy()
 
     def close(self) -> None:
+        """Writes what is left.
+
+        Raises:
+          OSError: the bucket cannot be written.
+        """
         if self._file is not None:
             self._file.close()
             self._events.close()
+            self._copied.close()
 
 
 def _drop_later(path: Path, last_step: int) -> None:

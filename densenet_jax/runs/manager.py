@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from densenet_jax.files import in_bucket
 from densenet_jax.runs.file_list import write_file_list
 
 _ENDINGS = [f"-{number}" for number in range(2, 1000)]
@@ -38,7 +39,7 @@ class Manager(ocp.CheckpointManager):
             ),
         ]
         super().__init__(
-            directory.absolute(),
+            directory if in_bucket(directory) else directory.absolute(),
             handler_registry=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 best_fn=rank,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densenet_jax.files import in_bucket
 from densenet_jax.sweeps import trials
 from densenet_jax.sweeps.board import Board
 from densenet_jax.sweeps.trials import Trial
@@ -90,6 +91,11 @@ def submit(
         raise ValueError(
             "--launcher=slurm needs submitit: pip install submitit"
         ) from None
+    if in_bucket(workdir):
+        raise ValueError(
+            f"--launcher=slurm keeps its jobs' files in --workdir, and "
+            f"{workdir} is in a bucket: give a directory that the nodes share."
+        )
     try:
         executor = submitit.AutoExecutor(workdir / "slurm", cluster=cluster)
         executor.update_parameters(

@@ -2,9 +2,12 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import importlib.util
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from ml_collections import ConfigDict
 
 from densenet_jax import recipes
 from densenet_jax.choices import did_you_mean
-from densenet_jax.files import replacing
+from densenet_jax.files import in_bucket, replacing
 from densenet_jax.runs import directory as runs
 from densenet_jax.training import experiment
 from densenet_jax.training.signals import EXIT_CODE
@@ -29,7 +32,7 @@ class Trial:
 
     Attributes:
       name: what it differs in from the recipe, 'growth_rate=6,seed=0'.
-      directory: where it runs.
+      directory: where it runs; may be in a bucket.
       command: the words of the command that trains it.
     """
 
@@ -114,10 +117,10 @@ def start(trial: Trial) -> subprocess.Popen | None:
     Its output goes to log.txt. The lock is the process's own: it lasts as
     long as the process, whatever becomes of the sweep.
     """
-    trial.directory.mkdir(parents=True, exist_ok=True)
+    here = _directory_here(trial)
     with (
-        (trial.directory / "lock").open("w") as lock,
-        (trial.directory / "log.txt").open("a") as log,
+        (here / "lock").open("w") as lock,
+        (here / "log.txt").open("a") as log,
     ):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,13 +141,17 @@ def start(trial: Trial) -> subprocess.Popen | None:
 
 def finish(trial: Trial, exit_code: int) -> str | None:
     """Records how a trial's process ended: why it failed, or None."""
+    log = _directory_here(trial) / "log.txt"
+    if in_bucket(trial.directory):
+        with replacing(trial.directory / "log.txt") as temporary:
+            shutil.copy(log, temporary)
     if exit_code == 0:
         problem = trial.problem
         if problem is None:
             return None
         reason = f"ended well, but is {problem}"
     else:
-        lines = (trial.directory / "log.txt").read_text().splitlines()
+        lines = log.read_text().splitlines()
         said = [line for line in lines if line.strip()]
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit {exit_code}"
         reason = f"{how}: {said[-1]}"
@@ -153,6 +160,19 @@ def finish(trial: Trial, exit_code: int) -> str | None:
     with replacing(trial.directory / runs.FAILURE) as temporary:
         temporary.write_text(json.dumps({"reason": reason}, indent=2))
     return reason
+
+
+def _directory_here(trial: Trial) -> Path:
+    """Where a trial's lock and growing log are: on this machine."""
+    directory = trial.directory
+    if in_bucket(directory):
+        # One for every sweep of this user here that runs the trial.
+        name = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        caches = Path(caches).expanduser()
+        directory = caches / "densenet_jax" / "trials" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def run(trial: Trial) -> str:

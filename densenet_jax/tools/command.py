@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import logging
+from etils import epath
 
+from densenet_jax.files import as_path
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.runs.description import Description
 from densenet_jax.weights.load import Reading, load_weights
 
 WEIGHTS_HELP = (
-    "a PyTorch, .safetensors or Keras file, a run's directory, or published "
-    "weights by name: torchvision/densenet121, hf://ORG/REPO, https://..."
+    "a PyTorch, .safetensors or Keras file, a run's directory (gs:// too), or "
+    "published weights by name: torchvision/densenet121, hf://ORG/REPO, https://..."
 )
 
 
@@ -36,8 +38,25 @@ def run(
 
 
 def path(text: str) -> Path:
-    """A path as a shell would read it: ~ is the home directory."""
+    """A path as a shell would read it: ~ is the home directory.
+
+    Raises:
+      argparse.ArgumentTypeError: an address, which would make a directory
+        of that name here.
+    """
+    if "://" in text and not Path(text).exists():
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address: a path on this machine is expected"
+        )
     return Path(text).expanduser()
+
+
+def directory(text: str) -> Path | epath.Path:
+    """A path, or gs://BUCKET/NAME."""
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -109,7 +109,7 @@ def _verify(source: str, model: DenseNet, variables) -> None:
     torch = _import("torch", "--verify compares with PyTorch: leave it out")
     net = _torchvision_net(model, variables["params"]["conv0"]["kernel"])
     try:
-        net.load_state_dict(_read_with_torch(torch, command.path(source)))
+        net.load_state_dict(_read_with_torch(torch, Path(source).expanduser()))
         checked = "which loaded the file by itself"
     except RuntimeError:
         net.load_state_dict(export.as_torch(export.to_torch(variables)))

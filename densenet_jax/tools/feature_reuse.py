@@ -9,6 +9,7 @@ the feature maps of each layer before it in its dense block.
 
 import argparse
 import sys
+from pathlib import Path
 
 from densenet_jax.analysis import feature_reuse
 from densenet_jax.tools import command
@@ -20,7 +21,8 @@ def draw(arguments: argparse.Namespace) -> None:
     blocks = feature_reuse.feature_reuse(model, variables)
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "feature_reuse.png"
-    title = f"Feature reuse in {command.path(arguments.weights).resolve().name}"
+    name = Path(arguments.weights).expanduser().resolve().name
+    title = f"Feature reuse in {name}"
     feature_reuse.plot(blocks, picture, title)
     numbers = arguments.output / "feature_reuse.csv"
     feature_reuse.write_csv(blocks, numbers)

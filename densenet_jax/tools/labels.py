@@ -1,11 +1,11 @@
 """Which class of a net each class of a data set is."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from densenet_jax.data.examples import Examples, Source
 from densenet_jax.runs.description import Description
-from densenet_jax.tools import command
 from densenet_jax.tools.images import imagenet_synsets
 
 _HINT = (
@@ -102,7 +102,7 @@ def class_indices(
 def _given(option: str, count: int, num_classes: int) -> list[int]:
     words = option.replace(",", " ").split()
     if not all(word.isdigit() for word in words):
-        words = command.path(option).read_text().split()
+        words = Path(option).expanduser().read_text().split()
     if len(words) != count or not all(
         word.isdigit() and int(word) < num_classes for word in words
     ):

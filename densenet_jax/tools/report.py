@@ -11,13 +11,14 @@ finished are listed, and count for nothing.
 
 import argparse
 import json
-import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from densenet_jax.analysis import ablation, ablation_plots
+from densenet_jax.files import in_bucket, replacing
 from densenet_jax.runs import directory as runs
 from densenet_jax.tools import command
 
@@ -71,9 +72,10 @@ def report(arguments: argparse.Namespace) -> None:
     excluded |= repeated
     table = ablation.table(groups)
     output = arguments.output or arguments.directories[0] / "report"
-    output.mkdir(parents=True, exist_ok=True)
+    if not in_bucket(output):
+        output.mkdir(parents=True, exist_ok=True)
     # All is made before any of it takes the place of an older report's.
-    with tempfile.TemporaryDirectory(dir=output, prefix=".") as made:
+    with tempfile.TemporaryDirectory() as made:
         made = Path(made)
         ablation_plots.plot_costs(groups, made / "costs.png")
         ablation_plots.plot_curves(groups, made / "curves.png")
@@ -91,7 +93,8 @@ def report(arguments: argparse.Namespace) -> None:
         ablation.write_csv(groups, excluded, made / "report.csv")
         (made / "report.md").write_text(text)
         for file in made.iterdir():
-            os.replace(file, output / file.name)
+            with replacing(output / file.name) as temporary:
+                shutil.copy(file, temporary)
     print(table)
     for path, why in excluded.items():
         print(f"Left out {path}: {why}")
@@ -124,13 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "directories",
         nargs="+",
-        type=command.path,
+        type=command.directory,
         metavar="DIR",
         help="runs, or directories of runs",
     )
     parser.add_argument(
         "--output",
-        type=command.path,
+        type=command.directory,
         metavar="DIR",
         help="where to write, made if need be (report/ in the first DIR)",
     )

@@ -15,10 +15,10 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from densenet_jax import recipes
 from densenet_jax.analysis import summary
+from densenet_jax.files import as_path
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.variants import list_models
 from densenet_jax.planning import compiling
@@ -83,7 +83,7 @@ def _network(
     name: str, arguments: argparse.Namespace, changes: Sequence[str]
 ) -> tuple[DenseNet, tuple[int, int, int]]:
     """The network of a name or of a run, and the shape of its images."""
-    run = Path(name).expanduser()
+    run = as_path(name)
     if name in list_models() or not run.is_dir():
         model = recipes.change_model({"name": name}, changes)
         return model, _image_shape(model, arguments)

@@ -26,7 +26,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from densenet_jax.files import replacing
-from densenet_jax.runs.directory import TRIALS
+from densenet_jax.runs.directory import TRIALS, prepare
 from densenet_jax.sweeps import launch, trials
 from densenet_jax.sweeps.board import Board
 from densenet_jax.tools import command
@@ -51,7 +51,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         for trial in unfinished:
             print(shlex.join(trial.command))
         return
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    prepare(arguments.workdir)
     with replacing(arguments.workdir / TRIALS) as temporary:
         names = [trial.name for trial in expanded]
         temporary.write_text(json.dumps(names, indent=2))
@@ -105,7 +105,10 @@ def main(argv: list[str] | None = None) -> int:
         help="a recipe with sweep(add), FILE or FILE:ARGUMENT",
     )
     parser.add_argument(
-        "--workdir", required=True, type=command.path, help="of the whole sweep"
+        "--workdir",
+        required=True,
+        type=command.directory,
+        help="of the whole sweep",
     )
     parser.add_argument(
         "--parallel",

@@ -185,7 +185,7 @@ def _loop(
             if evaluating or saving or requests.stop:
                 log.add(*previous)
                 previous = ()
-                log.flush(step)
+                log.flush(step, copy=not evaluating)
             # 1. Evaluate if due.
             if evaluating:
                 result = _evaluate(experiment, config, state, requests.stopping)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from densenet_jax.files import as_path
 from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.geometry import tensor_shapes
 from densenet_jax.models.options import unseen_differences
@@ -193,7 +194,7 @@ def _check_task(saved: Mapping[str, Any]) -> None:
 
 
 def _same(path: str, directory: Path) -> bool:
-    return Path(path).expanduser().resolve() == directory.resolve()
+    return as_path(path).resolve() == directory.resolve()
 
 
 def check_network(saved: Mapping[str, Any], model: DenseNet) -> None:

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from densenet_jax.files import as_path
 from densenet_jax.runs.description import of_config
 from densenet_jax.weights import (
     caffe,
@@ -52,7 +53,7 @@ def open_tensors(path: str | Path, *, prefix: str | None = None) -> TensorFile:
       ValueError: not a file of weights, or one that is not read: the message
         says what to do.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir():
         for name in config_json.WEIGHTS:
             if (path / name).is_file():

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from etils import epath
+
 from densenet_jax.choices import did_you_mean
+from densenet_jax.files import as_path
 from densenet_jax.runs.description import Description
 from densenet_jax.weights import config_json, download
 from densenet_jax.weights.pretrained import PRETRAINED, SOURCES
@@ -34,7 +37,8 @@ def resolve(weights: str | Path) -> tuple[Path, Description]:
       weights: what exists as a path is that path; else a name of
         `list_pretrained`; hf://ORG/REPO of the Hugging Face hub, with
         @REVISION or /FILE after it if wished; or an address http(s)://..., with
-        #sha256=DIGITS after it if known. Anything else is taken as a path.
+        #sha256=DIGITS after it if known; or the directory of a run in a
+        bucket, gs://BUCKET/RUN. Anything else is taken as a path.
 
     Returns:
       A file or a directory for `open_tensors`, and what the name says of the
@@ -47,6 +51,8 @@ def resolve(weights: str | Path) -> tuple[Path, Description]:
     """
     path = os.path.expanduser(weights)
     name = str(weights)
+    if re.match("gs:/", name) and not os.path.exists(path):
+        return _run_in_bucket(name), Description()
     if os.path.exists(path):
         return Path(path), Description()
     if name in PRETRAINED:
@@ -64,6 +70,16 @@ def resolve(weights: str | Path) -> tuple[Path, Description]:
             "densenet_jax.list_pretrained() lists these."
         )
     return Path(path), Description()
+
+
+def _run_in_bucket(name: str) -> epath.Path:
+    run = as_path(name)
+    if not (run / "checkpoints").is_dir():
+        raise ValueError(
+            "from a bucket only the directory of a run is read, and there is "
+            "no checkpoints/ in it: copy files to this machine first."
+        )
+    return run
 
 
 def push(directory: str | Path, repo: str) -> str:
