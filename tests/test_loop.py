@@ -291,9 +291,11 @@ def test_nothing_compiles_after_the_first_turns(tmp_path, monkeypatch):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert seen[0] > 0
-    # The third step is the first that is evaluated and saved.
+    # Before each step and each of an evaluation's two batches. The third step
+    # is the first that is evaluated and saved.
+    assert len(seen) == 7 + 4
     assert seen[1] == seen[2] == seen[3]
-    assert seen[4] == seen[5] == seen[6] == len(compiled)
+    assert set(map(seen.get, range(6, 11))) == {len(compiled)}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -416,7 +418,7 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
         signals.receive(signal.SIGHUP)
 
     monkeypatch.setattr(loop.Requests, "begin", begin_late)
-    with pytest.raises(Stopped, match=r"^Stopped by SIGHUP before the"):
+    with pytest.raises(Stopped, match=r"^Stopped by SIGHUP before any step"):
         loop.train_and_evaluate(_config(), tmp_path, signals=signals)
     assert not list((tmp_path / "checkpoints").iterdir())
 

@@ -27,7 +27,7 @@ from densenet_jax.training.evaluation import evaluate
 from densenet_jax.training.experiment import build
 from densenet_jax.training.parts import compile_step, train_batches
 from densenet_jax.training.polling import Requests, is_due
-from densenet_jax.training.signals import GO_ON, Stopped, StopSignals
+from densenet_jax.training.signals import StopSignals
 from densenet_jax.training.start import (
     config_to_save,
     restore_best,
@@ -108,6 +108,7 @@ def train_and_evaluate(
             signals,
             config.checkpoint.every_minutes,
             clock,
+            lock.check if lock else lambda: None,
         )
         return _loop(
             config,
@@ -118,7 +119,6 @@ def train_and_evaluate(
             state,
             start,
             requests,
-            lock,
         )
 
 
@@ -152,7 +152,6 @@ def _loop(
     state,
     start,
     requests,
-    lock,
 ):
     total, sharding = experiment.total_steps, _sharding(experiment)
     with contextlib.ExitStack() as cleanup:
@@ -160,19 +159,16 @@ def _loop(
         batches = train_batches(config, experiment, start)
         cleanup.callback(batches.close)
         bar = cleanup.enter_context(progress(start, total, config.batch_size))
-        result, previous = None, ()
+        previous = ()
         log.restart_clock()
         requests.begin()
         # The order of a turn is a contract. A batch is taken after the save, so
         # the saved step is the position in the data, and a run that continues
         # is the run that was never stopped.
         for step in range(start, total + 1):
-            if lock:
-                lock.check()
             requests.poll()
             checkpoints.raise_if_failed()
-            # At `start` both have been done before the checkpoint was saved,
-            # but for an evaluation that a signal cut short.
+            # At `start` both have been done, but for an evaluation cut short.
             last, new = step == total, step > start
             due = functools.partial(is_due, step, experiment.steps_per_epoch)
             owing = new or (step > 0 and not checkpoints.evaluated(step))
@@ -182,25 +178,21 @@ def _loop(
             saving = new and (
                 last or requests.save or due(config.checkpoint.every_epochs)
             )
-            if evaluating or saving or requests.stop:
+            if evaluating or saving:
                 log.add(*previous)
                 previous = ()
                 log.flush(step, copy=not evaluating)
             # 1. Evaluate if due.
+            result = None
             if evaluating:
                 result = _evaluate(experiment, config, state, requests.stopping)
-                evaluating = result is not None
-            if evaluating:
-                if owing:
-                    log.evaluation(step, result)
-                    say_evaluation(experiment, step, result)
-                    improved = checkpoints.improved_by(result)
-                    saving = saving or improved or not new
-                bar.set_postfix(test=experiment.task.headline(result))
+            if result and owing:
+                _tell(experiment, log, bar, step, result)
+                improved = checkpoints.improved_by(result)
+                saving = saving or improved or not new
             # 2. Save if due.
             if saving or (new and requests.stop):
-                metrics = result if evaluating else None
-                checkpoints.save(step, state, json_config, metrics)
+                checkpoints.save(step, state, json_config, result)
                 requests.saved()
             if last or requests.stop:
                 break
@@ -219,11 +211,15 @@ def _loop(
                 log.flush(step)
             bar.update(config.batch_size)
     checkpoints.wait()
-    if requests.stop:
-        kept = f": saved step {step:,}" if step else " before the first step"
-        raise Stopped(f"Stopped by {requests.stop}{kept}. {GO_ON}")
+    requests.raise_stopped(step)
     say_finished(experiment, checkpoints.best, result)
     return result
+
+
+def _tell(experiment, log, bar, step, result):
+    log.evaluation(step, result)
+    say_evaluation(experiment, step, result)
+    bar.set_postfix(test=experiment.task.headline(result))
 
 
 def _evaluate(experiment, config, state, interrupted=lambda: False):

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from densenet_jax.training.console import is_first_process
 from densenet_jax.training.sharding import replicated
-from densenet_jax.training.signals import StopSignals
+from densenet_jax.training.signals import GO_ON, Stopped, StopSignals
 
 
 class Requests:
@@ -19,7 +19,7 @@ class Requests:
 
     Attributes:
       stop: the name of the signal that all hosts stop for; else empty.
-      save: whether a checkpoint is due by the clock.
+      save: whether a checkpoint is due, to stop or by the clock.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Requests:
         signals: StopSignals,
         every_minutes: float | None,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], None] = lambda: None,
     ):
         """Asks nothing before `begin`.
 
@@ -36,12 +37,14 @@ class Requests:
           signals: to this host.
           every_minutes: between checkpoints; None: the clock asks for none.
           clock: in seconds.
+          check: is called at each poll; raises what the run must not survive.
         """
         self.stop, self.save = "", False
         self._agree = Agreement(sharding) if jax.process_count() > 1 else None
         self._signals = signals
         self._every_minutes = every_minutes
         self._clock = clock
+        self._check = check
         self._saved_at = 0.0
 
     def begin(self) -> None:
@@ -51,6 +54,7 @@ class Requests:
 
     def poll(self) -> None:
         """Renews the attributes; every host calls this equally often."""
+        self._check()
         due = (
             self._every_minutes is not None
             and self._clock() - self._saved_at >= 60 * self._every_minutes
@@ -60,12 +64,20 @@ class Requests:
             asked = self._agree(*asked)
         number, due = asked
         self.stop = signal.Signals(number).name if number else ""
-        self.save = bool(due)
+        self.save = bool(due or number)
 
     def stopping(self) -> bool:
         """Polls; whether to stop."""
         self.poll()
         return bool(self.stop)
+
+    def raise_stopped(self, step: int) -> None:
+        """Raises Stopped if the run stopped for a signal, after `step`."""
+        if self.stop:
+            kept = (
+                f": saved step {step:,}" if step else " before the first step"
+            )
+            raise Stopped(f"Stopped by {self.stop}{kept}. {GO_ON}")
 
     def saved(self) -> None:
         """Starts the clock anew."""
