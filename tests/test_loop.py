@@ -418,7 +418,7 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
         signals.receive(signal.SIGHUP)
 
     monkeypatch.setattr(loop.Requests, "begin", begin_late)
-    with pytest.raises(Stopped, match=r"^Stopped by SIGHUP before any step"):
+    with pytest.raises(Stopped, match=r"^Stopped by SIGHUP before the first"):
         loop.train_and_evaluate(_config(), tmp_path, signals=signals)
     assert not list((tmp_path / "checkpoints").iterdir())
 
