@@ -8,13 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
-
-import train
-from densenet_jax.training import signals
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -88,28 +84,28 @@ def test_a_failure_that_is_foreseen_is_one_line(tmp_path, debug):
     assert not (tmp_path / "run.lock").exists()
 
 
-def test_the_reason_of_any_failure_is_the_last_line(monkeypatch, capsys):
-    def fail(*_, **__):
-        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\n  a long list")
+def test_the_reason_of_any_failure_is_the_last_line(tmp_path):
+    program = """
+import train
+from absl import app
 
-    monkeypatch.setattr(train.loop, "evaluate_best", fail)
-    monkeypatch.setattr(signals.StopSignals, "install", lambda _: None)
-    values = {
-        "_CONFIG": None,
-        "_WORKDIR": "runs",
-        "_MODE": "eval",
-        "_DISTRIBUTED": False,
-        "_COORDINATOR": None,
-        "_NUM_HOSTS": None,
-        "_HOST": None,
-        "_DEBUG": False,
-    }
-    for name, value in values.items():
-        monkeypatch.setattr(train, name, types.SimpleNamespace(value=value))
-    with pytest.raises(SystemExit) as exit_:
-        train.main(["train.py"])
-    assert exit_.value.code == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
-    assert "Traceback" in capsys.readouterr().err
+def fail(*_, **__):
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\\n  a long list")
+
+train.loop.evaluate_best = fail
+app.run(train.main)
+"""
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path}"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *flags, "--mode=eval"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert last == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
+    assert "Traceback" in run.stderr
 
 
 def _wait_for_steps(workdir, process):

@@ -188,8 +188,7 @@ def _loop(
                 result = _evaluate(experiment, config, state, requests.stopping)
             if result and owing:
                 _tell(experiment, log, bar, step, result)
-                improved = checkpoints.improved_by(result)
-                saving = saving or improved or not new
+                saving = saving or checkpoints.improved_by(result) or not new
             # 2. Save if due.
             if saving or (new and requests.stop):
                 checkpoints.save(step, state, json_config, result)
