@@ -269,8 +269,8 @@ def test_a_run_equals_a_local_one(bucket, trained, local):
 @pytest.mark.parametrize(
     "share",
     [
-        0.6,
-        *(pytest.param(x, marks=pytest.mark.slow) for x in (0.3, 0.5, 0.9)),
+        pytest.param(share, marks=pytest.mark.slow)
+        for share in (0.3, 0.5, 0.6, 0.9)
     ],
 )
 def test_a_run_whose_bucket_is_lost_continues(
@@ -369,6 +369,7 @@ def test_report_reads_and_writes(bucket, trained, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_sweep(bucket, directory, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

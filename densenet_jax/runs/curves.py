@@ -19,7 +19,7 @@ def read_metrics(path: Path) -> list[Record]:
       ValueError: there is no such file, or a line is no record.
     """
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_bytes().decode(errors="replace").splitlines()
     except FileNotFoundError:
         raise ValueError(f"no {path.name}") from None
     records = []

@@ -185,7 +185,7 @@ def hold(workdir: Path, say: Callable[[str], None]) -> RunLock | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return None
 

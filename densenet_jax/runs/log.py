@@ -187,7 +187,7 @@ class RunLog:
 
 def _drop_later(path: Path, last_step: int) -> None:
     if path.exists():
-        text = path.read_text(errors="replace")
+        text = path.read_bytes().decode(errors="replace")
         lines = text.splitlines(keepends=True)
         kept = "".join(x for x in lines if _step_of(x) <= last_step)
         with replacing(path) as temporary:
