@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from densenet_jax import load_pretrained
 from densenet_jax.models.densenet import DenseNet
+from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.export import to_torch
 from densenet_jax.weights.load import Reading, load_weights
 from tests import torch_writer as writer
@@ -237,6 +238,15 @@ def test_buffers_of_losses_and_metrics(tmp_path, variables, state_dict, stray):
     loaded = load_weights(path)
     assert_same(loaded.variables, variables)
     assert f"Left out, as no part of the net: {stray}." in loaded.remarks
+
+
+def test_buffers_beside_unknown_names(path):
+    file = open_tensors(GOLDEN / "unknown_names.pth")
+    tensors = {name: tensor.read() for name, tensor in file.tensors.items()}
+    writer.write(path, {**tensors, "loss_fn.weight": np.ones(3)})
+    loaded = load_weights(path)
+    assert "recognised by their order" in loaded.changes[0]
+    assert "Left out, as no part of the net: loss_fn.weight." in loaded.remarks
 
 
 @pytest.mark.parametrize(

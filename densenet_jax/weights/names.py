@@ -65,15 +65,16 @@ def recognise(
     Raises:
       ValueError: the file holds no net, or more than one.
     """
-    remarks, changes = [], []
-    names = Names(file, _kept(file, ignore, remarks))
+    left_out, changes = [], []
+    names = Names(file, _kept(file, ignore, left_out))
+    remarks = list(left_out)
     table = _by_table(names, mapping, prefix, num_classes, remarks, changes)
     if table is not None:
         shapes = {path: tensor.shape for path, tensor in table.placed.items()}
         if not any(table.problems.values()) and fits(shapes):
             return table
     try:
-        return _by_structure(names, remarks[:1] if ignore else [])
+        return _by_structure(names, left_out)
     except NoMatchError as error:
         if table is not None:
             return table
