@@ -16,6 +16,7 @@ from densenet_jax.models.options import unseen_differences
 from densenet_jax.runs.description import Description
 from densenet_jax.weights import config_json
 from densenet_jax.weights.architecture import infer_architecture
+from densenet_jax.weights.layouts import torch_leaf
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
@@ -194,22 +195,15 @@ def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
 
 
 def _torch_names(variables) -> dict[str, np.ndarray]:
-    leaves = {
-        "kernel": "weight",
-        "scale": "weight",
-        "bias": "bias",
-        "mean": "running_mean",
-        "var": "running_var",
-    }
     state_dict = {}
     for path, value in _flatten(variables).items():
         module, _, leaf = path.rpartition("/")
         module = module if module == "classifier" else f"features/{module}"
-        name = f"{module.replace('/', '.')}.{leaves[leaf]}"
         value = np.asarray(value)
-        axes = {"kernel": {4: (3, 2, 0, 1), 2: (1, 0)}}.get(leaf, {})
-        order = axes.get(value.ndim, range(value.ndim))
-        state_dict[name] = np.ascontiguousarray(value.transpose(order))
+        name, axes = torch_leaf(leaf, value.ndim)
+        state_dict[f"{module.replace('/', '.')}.{name}"] = np.ascontiguousarray(
+            value.transpose(axes)
+        )
     return state_dict
 
 

@@ -7,7 +7,7 @@ a table to LAYOUTS.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -266,15 +266,24 @@ def to_our_axes(leaf: str, rank: int) -> tuple[int, ...]:
     return tuple(range(rank))
 
 
-def as_torch(leaf: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """A leaf's name and shape as PyTorch has them."""
-    if leaf == "kernel":
-        order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), range(len(shape)))
-        return "weight", tuple(shape[i] for i in order)
-    keras = {
-        "gamma": "weight",
-        "beta": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }
-    return keras.get(leaf, leaf), shape
+def torch_leaf(leaf: str, rank: int) -> tuple[str, tuple[int, ...]]:
+    """PyTorch's name of our leaf, and the order in which it has our axes."""
+    name = {
+        "kernel": "weight",
+        "scale": "weight",
+        "bias": "bias",
+        "mean": "running_mean",
+        "var": "running_var",
+    }[leaf]
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)} if leaf == "kernel" else {}
+    return name, axes.get(rank, tuple(range(rank)))
+
+
+def as_torch(leaf: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """A leaf of any framework as PyTorch has it; one it has not, as it is."""
+    ours = our_leaf(leaf, len(shape))
+    if ours is None:
+        return leaf, tuple(shape)
+    name, axes = torch_leaf(ours, len(shape))
+    shape = [shape[i] for i in to_our_axes(leaf, len(shape))]
+    return name, tuple(shape[i] for i in axes)

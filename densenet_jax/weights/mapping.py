@@ -26,7 +26,7 @@ def read_mapping(path: str | Path) -> Layout:
       ValueError: not such a file.
     """
     try:
-        content = tomllib.loads(Path(path).read_text())
+        content = tomllib.loads(Path(path).expanduser().read_text())
         epsilon = content.pop("norm_epsilon", None)  # of earlier versions
         layout = Layout(name=str(path), **content)
         if epsilon is not None:
