@@ -20,7 +20,7 @@ from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.labels import recognise_labels
 from densenet_jax.weights.mapping import read_mapping
 from densenet_jax.weights.names import Problems, recognise
-from densenet_jax.weights.state_dicts import listed
+from densenet_jax.weights.text import listed
 from densenet_jax.weights.unshown import (
     guesses,
     newest_first_channels,

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from densenet_jax.weights import layouts
 from densenet_jax.weights.heads import HEAD, Names, droppable, find_heads
 from densenet_jax.weights.layouts import Layout
-from densenet_jax.weights.state_dicts import AVERAGES, listed
+from densenet_jax.weights.state_dicts import AVERAGES
 from densenet_jax.weights.structure import NoMatchError, match_structure
 from densenet_jax.weights.tensor_file import TensorFile
+from densenet_jax.weights.text import listed
 
 Problems = dict[str, list[str]]  # kind -> one line each
 
@@ -222,14 +223,10 @@ def _starts(module):
 
 def _extended(layout, mapping):
     """A known layout with what a mapping says beside its rules."""
-    newest_first = mapping.newest_first
-    return dataclasses.replace(
-        layout,
-        newest_first=layout.newest_first
-        if newest_first is None
-        else newest_first,
-        attributes=layout.attributes | mapping.attributes,
-    )
+    stated = {"attributes": layout.attributes | mapping.attributes}
+    if mapping.newest_first is not None:
+        stated["newest_first"] = mapping.newest_first
+    return dataclasses.replace(layout, **stated)
 
 
 def _say(layout, mapping, start, remarks, changes):

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from densenet_jax.runs.description import Description
-from densenet_jax.weights.torch_pickle import Placeholder, Tensor, classes
+from densenet_jax.weights.text import listed
+from densenet_jax.weights.torch_objects import Placeholder, Tensor, classes
 
 # Where training scripts keep the state dict, in the order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -290,10 +291,3 @@ def _class_names(tree, chosen, tensors) -> tuple[str, ...] | None:
             ):
                 return tuple(found)
     return None
-
-
-def listed(names: Any, limit: int = 10) -> str:
-    names = [str(name)[:80] or "the top" for name in names]
-    more = len(names) - limit
-    shown = ", ".join(names[:limit])
-    return shown + (f" and {more} more" if more > 0 else "")

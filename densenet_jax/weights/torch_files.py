@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from densenet_jax.weights.torch_pickle import Interpreter, Storage
+from densenet_jax.weights.torch_objects import Storage
+from densenet_jax.weights.torch_pickle import Interpreter
 
 # What a file in the old format begins with: a number, pickled.
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")

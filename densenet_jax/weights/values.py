@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_jax.weights.names import Placed
-from densenet_jax.weights.state_dicts import listed
 from densenet_jax.weights.tensor_file import TensorFile
+from densenet_jax.weights.text import listed
 
 _STATISTICS = ("mean", "var")
 
