@@ -523,6 +523,25 @@ def test_nets_for_other_than_images(tmp_path, state_dict, axes, said):
 # What no tensor tells.
 
 
+@pytest.mark.parametrize(
+    ("pool", "overrides", "expected", "said"),
+    [
+        (True, {}, None, False),
+        (False, {}, False, True),
+        (False, {"stem_pool": True}, None, False),
+    ],
+)
+def test_a_stem_whose_pool_no_module_names(
+    path, state_dict, pool, overrides, expected, said
+):
+    """As of a net that pools in its code: it may, or may not."""
+    modules = ["", "features", "features.conv0", *["features.pool0"] * pool]
+    writer.write(path, writer.StateDict(state_dict, modules))
+    loaded = load_weights(path, reading=Reading(overrides=overrides))
+    assert loaded.model.stem_pool is expected
+    assert any("needs stem_pool=True" in s for s in loaded.changes) == said
+
+
 def test_overrides(tmp_path, variables, state_dict):
     path = tmp_path / "silu.safetensors"
     save_file(state_dict, path)

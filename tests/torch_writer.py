@@ -31,6 +31,13 @@ class Object(NamedTuple):
     state: dict
 
 
+class StateDict(NamedTuple):
+    """An OrderedDict of tensors, and the names of modules kept beside them."""
+
+    tensors: dict
+    modules: list[str]
+
+
 def call(module: str, name: str, *arguments) -> Raw:
     """The instructions that call module.name with arguments."""
     return Raw(_global(module, name) + _dump(arguments, []) + b"R")
@@ -113,6 +120,11 @@ def _dump(value, storages):
             module, _, name = kind.rpartition(".")
             made = _global(module, name) + b")\x81"
             return made + _dump(state, storages) + b"b"
+        case StateDict(tensors, modules):
+            items = _dump(tensors, storages).removeprefix(b"}")
+            names = {"_metadata": {name: {} for name in modules}}
+            made = _global("collections", "OrderedDict") + b")R" + items
+            return made + _dump(names, storages) + b"b"
         case tuple():
             return b"(" + b"".join(_dump(v, storages) for v in value) + b"t"
         case Items() | dict():

@@ -236,10 +236,11 @@ def _model(shapes, file, layout, overrides, changes) -> DenseNet:
         raise ValueError(
             f"overrides: a DenseNet has no attribute {listed(unknown)}."
         )
-    told = layout.told(file.modules) | file.attributes | dict(overrides)
-    model = DenseNet(**(infer_architecture(shapes) | told))
-    changes += guesses(model, told)
-    return plainest(model)
+    named = layout.told(file.modules)
+    told = named | file.attributes | dict(overrides)
+    model = plainest(DenseNet(**(infer_architecture(shapes) | told)))
+    changes += guesses(model, told, named)
+    return model
 
 
 def _check(placed, expected, problems, model, new_head) -> None:

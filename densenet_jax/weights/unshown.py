@@ -10,12 +10,17 @@ from densenet_jax.models.densenet import DenseNet
 from densenet_jax.models.options import BLUR_POOLS
 
 
-def guesses(model: DenseNet, told: Mapping[str, Any]) -> list[str]:
+def guesses(
+    model: DenseNet,
+    told: Mapping[str, Any],
+    named: Mapping[str, Any] | None = None,
+) -> list[str]:
     """What was assumed of a net's stem because no tensor shows it.
 
     Args:
       model: as its tensors tell.
-      told: the attributes that something else tells (see `Layout.told`).
+      told: the attributes that something else tells.
+      named: those of them that the names tell (see `Layout.told`).
 
     Returns:
       One sentence on each guess, with the attributes that say otherwise.
@@ -40,6 +45,12 @@ def guesses(model: DenseNet, told: Mapping[str, Any]) -> list[str]:
             "densenetblur121d, which no tensor shows: "
             f"blur_pool={model.blur_pool!r} is assumed; "
             f"{' or '.join(f'blur_pool={v!r}' for v in others)} say otherwise."
+        )
+    # The paper's stem has one, and code that is not read may pool too.
+    if model.stem_pool is (named or {}).get("stem_pool") is False:
+        found.append(
+            "No module has the name of the stem's max pool, so none is "
+            "assumed: a net that pools in its code needs stem_pool=True."
         )
     return found
 
