@@ -4,8 +4,6 @@ The files are written by Google's protobuf (caffe_files.py); the logits are
 torchvision's own, of make_golden_weights.py.
 """
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -22,21 +20,7 @@ pytest.importorskip("google.protobuf", reason="writes the files")
 
 from tests import caffe_files
 from tests.caffe_files import NetParameter, add_blob, write
-
-GOLDEN = Path(__file__).parent / "data" / "weights"
-
-TINY = DenseNet(
-    block_layers=(2, 1), growth_rate=4, bottleneck_width=2, num_classes=3
-)
-CIFAR = DenseNet(
-    block_layers=(2, 2),
-    growth_rate=4,
-    compression=1.0,
-    bottleneck_width=0,
-    stem="cifar",
-    stem_norm=False,
-    num_classes=10,
-)
+from tests.tiny_nets import CIFAR, GOLDEN, TINY, assert_refused, assert_same
 
 
 @pytest.fixture
@@ -50,19 +34,8 @@ def net():
     return caffe_files.net(to_torch(random_variables(TINY)), (2, 1))
 
 
-def refused(path, match):
-    with pytest.raises(ValueError, match=match) as error:
-        open_tensors(path)
-    assert "\n" not in str(error.value)
-
-
 def layer_named(net, name):
     return next(layer for layer in net.layer if layer.name == name)
-
-
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 # The nets.
@@ -189,7 +162,7 @@ def test_concatenations_of_everything(path):
     assert_same(loaded.variables, random_variables(model))
     bottoms = layer_named(net, "concat_2_3").bottom
     bottoms[1], bottoms[2] = bottoms[2], bottoms[1]
-    refused(write(path, net), "oldest features first")
+    assert_refused(write(path, net), "oldest features first")
 
 
 def test_an_image_of_means_is_not_there(path, net):
@@ -327,7 +300,7 @@ def _first_version(net):
 )
 def test_what_is_no_densenet_here(path, net, edit, match):
     edit(net)
-    refused(write(path, net), match)
+    assert_refused(write(path, net), match)
 
 
 # Damage.
@@ -360,7 +333,7 @@ def test_how_a_file_begins(net):
 )
 def test_damage(path, content, match):
     path.write_bytes(content)
-    refused(path, match)
+    assert_refused(path, match)
 
 
 def _with_blob(**fields):
@@ -386,17 +359,19 @@ def _with_blob(**fields):
     ],
 )
 def test_blobs_that_contradict_themselves(path, fields):
-    refused(write(path, _with_blob(**fields)), "damaged: a blob of shape")
+    assert_refused(
+        write(path, _with_blob(**fields)), "damaged: a blob of shape"
+    )
 
 
 def test_too_many_layers(path):
     path.write_bytes(b"\xa2\x06\x00" * 10_001)
-    refused(path, "10,001 layers")
+    assert_refused(path, "10,001 layers")
 
 
 def test_too_many_fields(path, net, monkeypatch):
     monkeypatch.setattr("densenet_jax.weights.protobuf._MOST_FIELDS", 50)
-    refused(write(path, net), "more than 50 fields")
+    assert_refused(write(path, net), "more than 50 fields")
 
 
 def test_a_truncated_file(path, net):
@@ -404,7 +379,7 @@ def test_a_truncated_file(path, net):
     for end in np.linspace(1, len(content) - 1, 50, dtype=int):
         path.write_bytes(content[:end])
         # It may end between two layers.
-        refused(path, "truncated or damaged|The file ends")
+        assert_refused(path, "truncated or damaged|The file ends")
 
 
 @pytest.mark.parametrize(

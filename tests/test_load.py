@@ -31,16 +31,12 @@ from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.export import to_torch
 from densenet_jax.weights.load import Reading, load_weights
 from tests.random_variables import random_variables
+from tests.tiny_nets import GOLDEN, TINY, assert_same
 from tests.torch_writer import tensor, write
 
-GOLDEN = Path(__file__).parent / "data" / "weights"
 LOGITS = dict(np.load(GOLDEN / "logits.npz"))
 IMAGES = LOGITS.pop("images")
 VERSIONS = LOGITS.pop("versions")
-
-TINY = DenseNet(
-    block_layers=(2, 1), growth_rate=4, bottleneck_width=2, num_classes=3
-)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +48,6 @@ def variables():
 def state_dict(variables):
     """TINY's tensors in torchvision's names."""
     return to_torch(variables)
-
-
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def refused(path, match, **arguments):

@@ -6,7 +6,6 @@ The golden files, and their logits, are PyTorch's: make_golden_weights.py.
 import io
 import re
 import zipfile
-from pathlib import Path
 
 import h5py
 import jax
@@ -15,17 +14,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from densenet_jax import load_pretrained
-from densenet_jax.models.densenet import DenseNet
 from densenet_jax.weights.containers import open_tensors
 from densenet_jax.weights.export import to_torch
 from densenet_jax.weights.load import Reading, load_weights
 from tests import torch_writer as writer
 from tests.random_variables import random_variables
-
-GOLDEN = Path(__file__).parent / "data" / "weights"
-TINY = DenseNet(
-    block_layers=(2, 1), growth_rate=4, bottleneck_width=2, num_classes=3
-)
+from tests.tiny_nets import GOLDEN, TINY, assert_same
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +36,6 @@ def state_dict(variables):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "weights.pth"
-
-
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def refused(path, match, **arguments):
