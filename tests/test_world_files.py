@@ -258,6 +258,21 @@ def test_what_may_be_part_of_the_net_is_not_left_out(
     assert "--ignore=REGEX" in message
 
 
+def test_what_lies_in_a_net_with_a_prefix_is_not_left_out(
+    tmp_path, variables, state_dict
+):
+    path = tmp_path / "net.safetensors"
+    tensors = prefixed("model.", state_dict)
+    tensors["other.attention.weight"] = np.ones(3, np.float32)
+    save_file(tensors, path)
+    loaded = load_weights(path)
+    assert_same(loaded.variables, variables)
+    assert "Left out: other.attention." in loaded.changes
+    tensors["model.attention.weight"] = np.ones(3, np.float32)
+    save_file(tensors, path)
+    assert "model.attention.weight" in refused(path, r"unused \(1\)")
+
+
 def test_ignore(tmp_path, variables, state_dict):
     path = tmp_path / "more.safetensors"
     save_file({**state_dict, "a.weight": np.ones(3, np.float32)}, path)
